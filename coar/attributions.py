@@ -1,0 +1,374 @@
+"""Attributions: one linear model per column, on two axes, in memory or block by block on disk.
+
+attributions/ridge/
+  000000.safetensors        columns 0 .. n: weights [columns, components], intercept, errors, details
+  index.json                format, axes, blocks with digests, provenance; written last
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from coar.axes import Axis
+from coar.errors import AxisError, OutputError, StoreError
+from coar.files import digest_array, read_json, require_keys, write_json_once, write_once
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMAT = 1
+BLOCK_BYTES = 64 * 2**20
+_REQUIRED = ("weights", "intercept")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Attributions of the columns `start <= column < start + len(weights)`.
+
+    Attributes:
+        start: first column.
+        weights: float32 [columns, components], in output units per component kept.
+        intercept: float64 [columns], prediction with every component ablated.
+        errors: standard errors of the weights, float32 [columns, components], or None.
+        details: further figures per column, such as the penalty chosen, float64 [columns] each.
+    """
+
+    start: int
+    weights: np.ndarray
+    intercept: np.ndarray
+    errors: np.ndarray | None = None
+    details: Mapping[str, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything but the position, by name."""
+        arrays = {"weights": self.weights.astype(np.float32), "intercept": self.intercept.astype(np.float64)}
+        if self.errors is not None:
+            arrays["errors"] = self.errors.astype(np.float32)
+        arrays |= {f"details.{key}": np.asarray(v, np.float64) for key, v in (self.details or {}).items()}
+        return {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+
+    @classmethod
+    def from_arrays(cls, start: int, arrays: dict[str, np.ndarray]) -> Block:
+        """Undo `arrays`."""
+        details = {k.removeprefix("details."): v for k, v in arrays.items() if k.startswith("details.")}
+        return cls(start, arrays["weights"], arrays["intercept"], arrays.get("errors"), details)
+
+
+class Attributions:
+    """Linear models `output = weights . mask + intercept`, one per column.
+
+    Args:
+        weights: [columns, components], in output units.
+        intercept: [columns].
+        components: axis of the masks.
+        columns: axis of the outputs.
+        output: name of the output.
+        errors: standard errors of the weights (inf where a weight is not determined), or None.
+        details: further figures per column.
+        provenance: how they were made; plain JSON.
+
+    >>> axes = Axis("components", ["a", "b"], {}), Axis("columns", ["0"], {})
+    >>> model = Attributions(np.array([[2.0, -1.0]]), np.array([0.5]), *axes, output="margin")
+    >>> model.predict(np.array([[True, False]])).tolist()
+    [[2.5]]
+    """
+
+    def __init__(
+        self,
+        weights: np.ndarray,
+        intercept: np.ndarray,
+        components: Axis,
+        columns: Axis,
+        output: str,
+        *,
+        errors: np.ndarray | None = None,
+        details: Mapping[str, np.ndarray] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        block = Block(0, np.asarray(weights), np.asarray(intercept), errors, details)
+        _require_shape(block, len(columns), len(components), "the arrays given")
+        self._init([(0, len(columns))], lambda _: block, components, columns, output, provenance)
+
+    def _init(
+        self,
+        ranges: list[tuple[int, int]],
+        load: Callable[[int], Block],
+        components: Axis,
+        columns: Axis,
+        output: str,
+        provenance: Mapping[str, Any] | None,
+    ) -> None:
+        self.ranges = ranges
+        self._load = load
+        self.components, self.columns, self.output = components, columns, output
+        self.provenance = dict(provenance or {})
+
+    def __repr__(self) -> str:
+        shape = f"{len(self.columns)} columns x {len(self.components)} components"
+        return f"Attributions({shape}, output={self.output!r}, by {self.provenance.get('method', 'hand')})"
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks in column order; from disk, one at a time."""
+        for position in range(len(self.ranges)):
+            yield self._load(position)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """All weights, [columns, components]; read into memory if they are on disk."""
+        return self._gather(lambda block: block.weights)
+
+    @property
+    def intercept(self) -> np.ndarray:
+        """All intercepts, [columns]."""
+        return self._gather(lambda block: block.intercept)
+
+    @property
+    def errors(self) -> np.ndarray | None:
+        """Standard errors, [columns, components], or None where the method has none."""
+        found = [block.errors for block in self.blocks() if block.errors is not None]
+        return np.concatenate(found) if len(found) == len(self.ranges) else None
+
+    def detail(self, name: str) -> np.ndarray:
+        """A figure per column, for example "penalty"."""
+        return self._gather(lambda block: (block.details or {})[name])
+
+    def _gather(self, part: Callable[[Block], np.ndarray]) -> np.ndarray:
+        parts = [part(block) for block in self.blocks()]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Weights of some columns, [indices, components], touching only the blocks they lie in."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        found = np.empty((len(wanted), len(self.components)), dtype=np.float32)
+        for position, (start, stop) in enumerate(self.ranges):
+            here = (start <= wanted) & (wanted < stop)
+            if here.any():
+                found[here] = self._load(position).weights[wanted[here] - start]
+        return found
+
+    def predict(self, masks: np.ndarray) -> np.ndarray:
+        """Predicted outputs under masks.
+
+        Args:
+            masks: bool [rows, components], True = kept.
+
+        Returns:
+            float64 [rows, columns], in output units.
+        """
+        masks = np.atleast_2d(masks)
+        if masks.shape[1] != len(self.components):
+            raise AxisError(
+                "masks of another length", expected=f"[rows, {len(self.components)}]", got=masks.shape
+            )
+        parts = [_predict(block, masks) for block in self.blocks()]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def subset(self, columns: Sequence[int] | np.ndarray) -> Attributions:
+        """The attributions of some columns, in memory; they remember where they come from."""
+        chosen = np.asarray(columns, dtype=np.int64)
+        block = self._whole()
+        return Attributions(
+            block.weights[chosen],
+            block.intercept[chosen],
+            self.components,
+            self.columns.subset(chosen),
+            self.output,
+            errors=None if block.errors is None else block.errors[chosen],
+            details={key: value[chosen] for key, value in (block.details or {}).items()},
+            provenance=self.provenance,
+        )
+
+    def top(self, column: int | str, count: int = 10, by: str = "magnitude") -> pandas.DataFrame:
+        """Most important components of a column.
+
+        Args:
+            column: position or name.
+            count: how many.
+            by: "magnitude"; "positive" (removing them lowers the output); "negative" (raises it).
+
+        Returns:
+            A DataFrame with component, group, weight and, where known, error.
+        """
+        table = self.to_dataframe(column)
+        keys = {"magnitude": -table.weight.abs(), "positive": -table.weight, "negative": table.weight}
+        if by not in keys:
+            raise AxisError("unknown order", expected=", ".join(keys), got=repr(by))
+        return table.iloc[np.argsort(keys[by].to_numpy(), kind="stable")[:count]].reset_index(drop=True)
+
+    def by_group(self) -> pandas.DataFrame:
+        """Sum of the weights of each group of components, [columns, groups]."""
+        import pandas
+
+        groups = self._groups()
+        names = list(dict.fromkeys(groups.tolist()))
+        member = (groups[:, None] == np.array(names)[None, :]).astype(np.float64)
+        sums = self._gather(lambda block: block.weights @ member)
+        return pandas.DataFrame(sums, index=list(self.columns.names), columns=names)
+
+    def nearest(self, column: int | str, count: int = 10) -> pandas.DataFrame:
+        """Columns whose attributions point in the most similar direction (cosine similarity)."""
+        import pandas
+
+        position = self._position(column)
+        own = self.rows([position])[0].astype(np.float64)
+        cosine = self._gather(lambda block: _cosine(block.weights, own))
+        order = [i for i in np.argsort(-cosine, kind="stable") if i != position][:count]
+        names = [self.columns.names[i] for i in order]
+        return pandas.DataFrame({"column": names, "similarity": cosine[order]})
+
+    def to_dataframe(self, column: int | str) -> pandas.DataFrame:
+        """All components of one column, in component order: component, group, weight, error."""
+        import pandas
+
+        position = self._position(column)
+        start, block = self._block_of(position)
+        table = {"component": self.components.names, "group": self._groups()}
+        table["weight"] = block.weights[position - start]
+        if block.errors is not None:
+            table["error"] = block.errors[position - start]
+        return pandas.DataFrame(table)
+
+    def _groups(self) -> np.ndarray:
+        return self.components.fields.get("group", np.array(["all"] * len(self.components)))
+
+    def _position(self, column: int | str) -> int:
+        position = self.columns.positions.get(column, -1) if isinstance(column, str) else int(column)
+        if not 0 <= position < len(self.columns):
+            known = f"0 .. {len(self.columns) - 1}, or a name such as {self.columns.names[0]!r}"
+            raise AxisError("no such column", expected=known, got=repr(column))
+        return position
+
+    def _block_of(self, column: int) -> tuple[int, Block]:
+        position = next(i for i, (start, stop) in enumerate(self.ranges) if start <= column < stop)
+        return self.ranges[position][0], self._load(position)
+
+    def _whole(self) -> Block:
+        blocks = list(self.blocks())
+        if len(blocks) == 1:
+            return blocks[0]
+        joined = {key: np.concatenate([b.arrays()[key] for b in blocks]) for key in blocks[0].arrays()}
+        return Block.from_arrays(0, joined)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write to a folder, block by block; equal attributions may be there already."""
+        size = max(1, BLOCK_BYTES // (4 * max(1, len(self.components))))
+        pieces = (piece for block in self.blocks() for piece in _split(block, size))
+        write_blocks(Path(directory), pieces, self.components, self.columns, self.output, self.provenance)
+        return Path(directory)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Attributions:
+        """Open a folder written by `save`; blocks are read, and checked, when they are needed.
+
+        Raises:
+            StoreError: missing or damaged files, each named.
+        """
+        folder = Path(directory)
+        index = _read_index(folder / "index.json")
+        components = Axis.from_json(index["components"], str(folder / "index.json"))
+        columns = Axis.from_json(index["columns"], str(folder / "index.json"))
+        entries = index["blocks"]
+        ranges = [(int(e["start"]), int(e["stop"])) for e in entries]
+
+        @lru_cache(maxsize=2)
+        def load(position: int) -> Block:
+            return _read_block(folder, entries[position], len(components))
+
+        found = cls.__new__(cls)
+        found._init(ranges, load, components, columns, index["output"], index["provenance"])
+        return found
+
+
+def write_blocks(
+    folder: Path,
+    blocks: Iterable[Block],
+    components: Axis,
+    columns: Axis,
+    output: str,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write blocks as they come, and the index last: attributions larger than memory."""
+    entries = []
+    for number, block in enumerate(blocks):
+        arrays, name = block.arrays(), f"{number:06d}.safetensors"
+        write_once(folder / name, lambda path, arrays=arrays: save_file(arrays, path))  # type: ignore[misc]
+        digests = {key: digest_array(value) for key, value in arrays.items()}
+        entries.append(
+            {"file": name, "start": block.start, "stop": block.start + len(block), "digests": digests}
+        )
+    index = {
+        "format": FORMAT,
+        "output": output,
+        "components": components.to_json(),
+        "columns": columns.to_json(),
+    }
+    write_json_once(folder / "index.json", index | {"blocks": entries, "provenance": dict(provenance)})
+
+
+def _split(block: Block, size: int) -> Iterator[Block]:
+    arrays = block.arrays()
+    for first in range(0, len(block), size):
+        yield Block.from_arrays(block.start + first, {k: v[first : first + size] for k, v in arrays.items()})
+
+
+def _predict(block: Block, masks: np.ndarray) -> np.ndarray:
+    return masks.astype(np.float64) @ block.weights.T.astype(np.float64) + block.intercept
+
+
+def _cosine(weights: np.ndarray, own: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(weights, axis=1) * np.linalg.norm(own)
+    return np.divide(weights @ own, norms, out=np.zeros(len(weights)), where=norms > 0)
+
+
+def _require_shape(block: Block, columns: int, components: int, where: str) -> None:
+    shapes = {"weights": (columns, components), "intercept": (columns,), "errors": (columns, components)}
+    for name, array in block.arrays().items():
+        if array.shape != shapes.get(name, (columns,)):
+            raise AxisError(
+                f"{where}: {name} has the wrong shape", expected=shapes.get(name), got=array.shape
+            )
+        if name in _REQUIRED and not np.isfinite(array).all():
+            column = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise OutputError(f"{where}: {name} of column {column} is not finite", expected="finite numbers")
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    keys = {
+        "format": int,
+        "output": str,
+        "components": dict,
+        "columns": dict,
+        "blocks": list,
+        "provenance": dict,
+    }
+    index = require_keys(read_json(path, "index of attributions"), keys, path)
+    if index["format"] > FORMAT:
+        raise StoreError(f"{path} was written by a newer version", expected=FORMAT, got=index["format"])
+    return index
+
+
+def _read_block(folder: Path, entry: dict[str, Any], components: int) -> Block:
+    path = folder / Path(entry["file"]).name
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path} is missing or damaged", got=str(error)[:200], todo="fit again") from None
+    for name, digest in entry["digests"].items():
+        if name not in arrays or digest_array(arrays[name]) != digest:
+            raise StoreError(
+                f"{path} is damaged: {name} is not what was written", todo="remove the folder, fit again"
+            )
+    block = Block.from_arrays(entry["start"], arrays)
+    _require_shape(block, entry["stop"] - entry["start"], components, str(path))
+    return block

@@ -1,0 +1,147 @@
+"""Baselines: attributions that need no random ablations, for comparison.
+
+- leave-one-out: output with all components minus output with all but one;
+- gradient x parameter: first-order estimate of the same, one backward pass per column.
+
+Both are returned as `Attributions` whose intercept makes the untouched output exact.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coar.attributions import Attributions
+from coar.components import ComponentGroup
+from coar.designs import LeaveOneOut
+from coar.errors import OutputError
+from coar.executors.base import Executor
+from coar.experiments.ablation import ComponentAblation, move, per_example
+from coar.experiments.base import Experiment
+from coar.progress import progress_bar
+from coar.rows import require_output
+from coar.study import Study
+from coar.work import run_rows
+
+
+def leave_one_out(
+    experiment: Experiment,
+    *,
+    output: str | None = None,
+    directory: str | Path | None = None,
+    executor: Executor | None = None,
+    progress: bool = True,
+) -> Attributions:
+    """Effect of removing each component alone (COAR paper, section 4, baseline LOO).
+
+    Args:
+        experiment: any; one row per component is run.
+        output: which output; needed where there are several.
+        directory: keep the rows in a study there, resumable; None keeps nothing.
+        executor: where the study runs; only with a directory.
+        progress: show a bar.
+
+    Returns:
+        Attributions with weights [columns, components] = output untouched - output without it.
+    """
+    name = require_output(output, list(experiment.columns))
+    count = len(experiment.components)
+    if directory is not None:
+        study = Study.create(directory, experiment, LeaveOneOut(), dtypes={name: "float32"})
+        study.run(executor, progress=progress, description="leave-one-out")
+        untouched, removed = study.untouched[name], np.asarray(study.outputs[name])
+    else:
+        untouched, removed = _one_out_in_memory(experiment, name, count, progress)
+    weights = (untouched[None] - removed).T
+    intercept = untouched.astype(np.float64) - weights.sum(axis=1, dtype=np.float64)
+    axes = experiment.components, experiment.columns[name]
+    return Attributions(
+        weights, intercept, *axes, name, provenance={"method": "leave_one_out", "rows": count + 1}
+    )
+
+
+def _one_out_in_memory(
+    experiment: Experiment, output: str, count: int, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    runner = experiment.prepare(experiment.device)
+    untouched = runner(np.ones((1, count), dtype=bool))[output][0]
+    names = {name: axis.names for name, axis in experiment.columns.items()}
+    removed = np.empty((count, len(untouched)), dtype=np.float32)
+    with progress_bar(count, "leave-one-out", progress) as bar:
+        for row, (_, values) in enumerate(run_rows(runner, LeaveOneOut(), range(count), count, names)):
+            removed[row] = values[output]
+            bar.update(1)
+    return untouched, removed
+
+
+def gradient_x_parameter(
+    experiment: ComponentAblation, *, output: str | None = None, progress: bool = True
+) -> Attributions:
+    """Sum over a component's parameters of gradient times parameter, per column.
+
+    Equals the derivative at g = 1 of a gate g that scales those parameters: the weights, and with
+    `bias="ablate"` the biases too. One backward pass per column, by plain autograd.
+    """
+    name = require_output(output, list(experiment.columns))
+    task, columns = experiment.task, experiment.columns[name]
+    model = copy.deepcopy(task.model).to(experiment.device).requires_grad_(False)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    groups = experiment.component_set.groups
+    parameters = [
+        p for group in groups for p in _gated_parameters(modules[group.module], group, experiment.bias)
+    ]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    weights, untouched = [], []
+    with progress_bar(len(columns), "gradient x parameter", progress) as bar, torch.enable_grad():
+        for example in range(len(task)):
+            batch = move(task.batch([example]), experiment.device)
+            values, _ = per_example(task.outputs[name](model, batch), 1, name)
+            _require_gradient(values, name)
+            for position, value in enumerate(values):
+                found = torch.autograd.grad(
+                    value, parameters, allow_unused=True, retain_graph=position + 1 < len(values)
+                )
+                weights.append(_per_component(experiment, modules, dict(zip(parameters, found, strict=True))))
+            untouched.extend(values.detach().cpu().tolist())
+            bar.update(len(values))
+    matrix = np.stack(weights)
+    intercept = np.array(untouched) - matrix.sum(axis=1)
+    provenance = {"method": "gradient_x_parameter", "backward_passes": len(columns)}
+    return Attributions(matrix, intercept, experiment.components, columns, name, provenance=provenance)
+
+
+def _gated_parameters(module: nn.Module, group: ComponentGroup, bias: str) -> list[nn.Parameter]:
+    names = [group.parameter] + ([group.bias] if bias == "ablate" and group.bias else [])
+    return [parameter for name in names if (parameter := module._parameters[name]) is not None]
+
+
+def _per_component(
+    experiment: ComponentAblation, modules: dict[str, nn.Module], gradients: dict[nn.Parameter, Tensor | None]
+) -> np.ndarray:
+    """Sum gradient x parameter over each component's slice, float64 [components]."""
+    sums = np.zeros(len(experiment.component_set))
+    for group, flat in experiment.component_set.slices():
+        parameters = _gated_parameters(modules[group.module], group, experiment.bias)
+        for dimension, parameter in zip((group.dimension, 0), parameters, strict=False):
+            gradient = gradients[parameter]
+            if gradient is not None:
+                product = (gradient * parameter.detach()).double().movedim(dimension, 0)
+                rows = product[group.offset : group.stop].reshape(group.count, -1)
+                sums[flat] += rows.sum(dim=1).cpu().numpy()
+    return sums
+
+
+def _require_gradient(values: Any, name: str) -> None:
+    if not values.requires_grad:
+        raise OutputError(
+            f"output {name!r} has no gradient",
+            expected="a differentiable function of the model's parameters",
+            got="a constant (argmax, accuracy, rounding, or a forward pass under no_grad)",
+            todo="use leave_one_out or a regression on random ablations instead",
+        )

@@ -1,0 +1,261 @@
+"""Command line: verbs of a few lines each; the work is done by the library."""
+
+from __future__ import annotations
+
+import enum
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coar.errors import CoarError, CoarWarning
+
+app = typer.Typer(
+    help="Which parts of a trained network make this prediction, and what happens if they change?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Directory = Annotated[Path, typer.Argument(help="folder of the study", metavar="DIRECTORY")]
+SpecFile = Annotated[Path, typer.Argument(help="spec file, see specs/", metavar="SPEC")]
+AllowImport = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-import", metavar="PREFIX", help="import only modules under PREFIX (repeatable); default any"
+    ),
+]
+Workers = Annotated[int, typer.Option(help="worker processes; 0 runs in this process")]
+Name = Annotated[str, typer.Option(help="name of the attributions in the study")]
+
+
+class Direction(enum.StrEnum):
+    """Which way the targets' outputs are to go."""
+
+    RAISE = "raise"
+    LOWER = "lower"
+
+
+def main() -> None:
+    """Entry point: errors of this package are printed without a traceback, exit status 1."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except CoarError as error:
+        typer.echo(f"coar: {type(error).__name__}: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; what is finished is kept, the same command goes on from there", err=True)
+        sys.exit(130)
+
+
+@app.command()
+def demo(directory: Annotated[Path, typer.Argument(help="where results go")] = Path("runs/demo")) -> None:
+    """The whole line on handwritten digits, in a few minutes.
+
+    Example: coar demo
+    """
+    from coar.demo import run_demo
+
+    run_demo(directory, typer.echo)
+
+
+@app.command()
+def doctor(directory: Annotated[Path | None, typer.Argument(help="folder to try writing in")] = None) -> None:
+    """Check this installation.
+
+    Example: coar doctor
+    """
+    from coar.doctor import examine
+
+    findings = examine(directory)
+    typer.echo("\n".join(map(str, findings)))
+    raise typer.Exit(int(any(finding.state == "problem" for finding in findings)))
+
+
+@app.command()
+def components(spec: SpecFile, allow_import: AllowImport = None) -> None:
+    """Print a spec's components.
+
+    Example: coar components specs/digits.json
+    """
+    experiment = _experiment(spec, allow_import)
+    typer.echo(getattr(experiment, "component_set", experiment.components))
+    if hasattr(experiment, "component_set"):
+        typer.echo(experiment.component_set.summary())
+
+
+@app.command()
+def plan(spec: SpecFile, allow_import: AllowImport = None) -> None:
+    """Time, disk and memory of a study, from a few measured rows.
+
+    Example: coar plan specs/digits.json
+    """
+    from coar.creation import plan as make_plan
+    from coar.spec import StudySpec
+
+    loaded = StudySpec.load(spec)
+    dtypes = {name: output.dtype for name, output in loaded.outputs.items()}
+    rows = loaded.estimator.num_rows
+    found = make_plan(_experiment(spec, allow_import), loaded.design, rows, dtypes, loaded.execution)
+    typer.echo(found.summary())
+
+
+@app.command()
+def init(spec: SpecFile, directory: Directory, allow_import: AllowImport = None) -> None:
+    """Create a study from a spec; imports what it names.
+
+    Example: coar init specs/digits.json runs/digits
+    """
+    from coar.spec import StudySpec
+    from coar.study import Study
+
+    study = Study.from_spec(directory, StudySpec.load(spec), allow_import)
+    typer.echo(study.status().summary())
+
+
+@app.command()
+def run(
+    directory: Directory,
+    workers: Workers = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "",
+    batch_size: Annotated[int, typer.Option(help="examples at a time; 0 = the study's")] = 0,
+    allow_import: AllowImport = None,
+) -> None:
+    """Do what is missing; stop and go on at any time.
+
+    Example: coar run runs/digits --workers 2
+    """
+    from coar.executors.processes import Processes
+    from coar.study import Study
+
+    study = Study.open(directory, allow_import=allow_import)
+    executor = Processes(workers) if workers else None
+    status = study.run(executor, device=device or None, batch_size=batch_size or None)
+    typer.echo(status.summary())
+
+
+@app.command()
+def status(directory: Directory) -> None:
+    """How far a study is.
+
+    Example: coar status runs/digits
+    """
+    from coar.study import Study
+
+    typer.echo(Study.open(directory).status().summary())
+
+
+@app.command()
+def extend(
+    directory: Directory, num_rows: Annotated[int, typer.Option(help="rows in all, more than now")]
+) -> None:
+    """Ask for more rows.
+
+    Example: coar extend runs/digits --num-rows 8000
+    """
+    from coar.study import Study
+
+    study = Study.open(directory)
+    study.extend(num_rows)
+    typer.echo(study.status().summary())
+
+
+@app.command()
+def fit(
+    directory: Directory,
+    output: Annotated[str, typer.Option(help="which output, where there are several")] = "",
+    name: Name = "ridge",
+    partial: Annotated[bool, typer.Option("--partial", help="fit although rows are missing")] = False,
+) -> None:
+    """Fit attributions to a study's rows.
+
+    Example: coar fit runs/digits
+    """
+    from coar.regression import fit as fit_rows
+    from coar.study import Study
+
+    study = Study.open(directory)
+    found = fit_rows(study, output=output or None, save_as=name, partial=partial)
+    typer.echo(f"{found!r}\nmedian R2 on its own rows {_median(found.detail('r2')):.3f}")
+    typer.echo(f"written to {study.attributions_path(name)}")
+
+
+@app.command()
+def evaluate(
+    directory: Directory,
+    fractions: Annotated[
+        list[float] | None, typer.Option("--fraction", help="ablation fraction (repeatable)")
+    ] = None,
+    num_rows: Annotated[int, typer.Option(help="held-out masks per fraction")] = 100,
+    seed: Annotated[int, typer.Option(help="of the held-out masks")] = 1,
+    names: Annotated[list[str] | None, typer.Option("--name", help="attributions (repeatable)")] = None,
+    allow_import: AllowImport = None,
+) -> None:
+    """Predict held-out ablations.
+
+    Example: coar evaluate runs/digits --fraction 0.05 --fraction 0.10
+    """
+    from coar.attributions import Attributions
+    from coar.evaluation import evaluate as evaluate_methods
+    from coar.study import Study
+
+    study = Study.open(directory, allow_import=allow_import)
+    methods = {name: Attributions.load(study.attributions_path(name)) for name in names or ["ridge"]}
+    tested = fractions or [getattr(study.spec.design, "ablation_fraction", 0.1)]
+    found = evaluate_methods(
+        study.experiment, methods, tested, num_rows, seed, directory=directory / "held-out"
+    )
+    typer.echo(found.summary())
+
+
+@app.command()
+def edit(
+    directory: Directory,
+    target: Annotated[list[str], typer.Option(help="column to change, by name (repeatable)")],
+    save_to: Annotated[Path, typer.Option(help="JSON file to write")],
+    direction: Annotated[Direction, typer.Option(help="of the targets' outputs")] = Direction.RAISE,
+    max_accuracy_drop: Annotated[float, typer.Option(help="on held-out examples")] = 0.01,
+    name: Name = "ridge",
+    allow_import: AllowImport = None,
+) -> None:
+    """Ablate the components that hold targets back.
+
+    Example: coar edit runs/digits --target 1299 --save-to fix.json
+    """
+    from coar.attributions import Attributions
+    from coar.quick_edit import edit_examples
+    from coar.study import Study
+
+    study = Study.open(directory, allow_import=allow_import)
+    attributions = Attributions.load(study.attributions_path(name))
+    found = edit_examples(
+        study.experiment,
+        attributions,
+        target,
+        direction.value,
+        max_accuracy_drop=max_accuracy_drop,
+        progress=True,
+    )
+    found.edit.save(save_to)
+    typer.echo(f"{found.summary()}\nwritten to {save_to}")
+
+
+def _experiment(spec: Path, allow_import: list[str] | None) -> Any:
+    from coar.spec import StudySpec, build_experiment
+
+    return build_experiment(StudySpec.load(spec), allow_import=allow_import)
+
+
+def _median(values: Any) -> float:
+    import numpy as np
+
+    return float(np.median(values))
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    kind = "warning" if issubclass(category, CoarWarning) else category.__name__
+    typer.echo(f"coar: {kind}: {message}", err=True)

@@ -1,0 +1,179 @@
+"""Creation of studies: the spec, the plan, and everything that is written before any worker starts."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import save_model
+
+from coar.designs import Design, LeaveOneOut
+from coar.errors import DISTRIBUTION, SettingError, StoreError, StudyError
+from coar.experiments.base import Experiment, Runner
+from coar.files import digest_array, partial_path, write_json_once
+from coar.plan import Plan, make_plan
+from coar.spec import ExecutionSpec, RowsEstimator, StudySpec, differences
+from coar.work import require_storable
+
+FORMAT = 1
+FLOAT32_BYTES = 8 * 10**9  # above this, outputs are stored as float16 differences by default
+WEIGHTS = "weights.safetensors"
+UNTOUCHED = "untouched.safetensors"
+
+
+def make_spec(
+    experiment: Experiment,
+    design: Design,
+    num_rows: int | None,
+    dtypes: Mapping[str, str] | None,
+    execution: ExecutionSpec | None,
+) -> StudySpec:
+    """Spec of a study of this experiment; see `Study.create` for the arguments."""
+    if num_rows is None and isinstance(design, LeaveOneOut):
+        num_rows = len(experiment.components)
+    rows = RowsEstimator.model_validate({"num_rows": num_rows})
+    design.check(len(experiment.components), rows.num_rows)
+    value = {
+        "format": FORMAT,
+        "experiment": experiment.to_spec(),
+        "estimator": rows.model_dump(mode="json"),
+        "design": design.model_dump(mode="json"),
+        "outputs": {
+            name: {"dtype": dtype} for name, dtype in _dtypes(experiment, rows.num_rows, dtypes).items()
+        },
+        "execution": (execution or ExecutionSpec()).model_dump(mode="json"),
+    }
+    return StudySpec.from_json(value, "the spec of this study")
+
+
+def write_study(directory: Path, spec: StudySpec, experiment: Experiment, rows_per_shard: int | None) -> None:
+    """Make the study's folder under another name and move it into place whole."""
+    if directory.exists() and any(directory.iterdir()):
+        raise StudyError(
+            f"{directory} is not empty and holds no study",
+            expected="a new or empty folder",
+            got=", ".join(sorted(path.name for path in directory.iterdir())[:5]),
+            todo="choose another folder",
+        )
+    draft = partial_path(directory)
+    try:
+        draft.mkdir(parents=True)
+        _write_draft(draft, spec, experiment, rows_per_shard)
+        draft.replace(directory)
+    except OSError as error:
+        if not (directory / "spec.json").exists():  # else somebody else created it meanwhile
+            raise StoreError(f"cannot create {directory}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def plan(
+    experiment: Experiment,
+    design: Design,
+    num_rows: int,
+    dtypes: Mapping[str, str] | None = None,
+    execution: ExecutionSpec | None = None,
+) -> Plan:
+    """What a study would cost, from a few measured rows; writes nothing."""
+    runner = prepare_runner(experiment, execution or ExecutionSpec())
+    chosen = _dtypes(experiment, num_rows, dtypes)
+    return make_plan(runner, design, num_rows, len(experiment.components), chosen)[0]
+
+
+def prepare_runner(experiment: Experiment, execution: ExecutionSpec) -> Runner:
+    """The experiment made ready as a spec's `execution` says."""
+    device = experiment.device if execution.device == "auto" else torch.device(execution.device)
+    batch_size = None if execution.batch_size == "auto" else execution.batch_size
+    return experiment.prepare(device, batch_size, _precision(execution))
+
+
+def _precision(execution: ExecutionSpec) -> str:
+    return "float32" if execution.precision == "auto" else execution.precision
+
+
+def _dtypes(experiment: Experiment, num_rows: int, asked: Mapping[str, str] | None) -> dict[str, str]:
+    columns = {name: len(axis) for name, axis in experiment.columns.items()}
+    total = num_rows * sum(columns.values()) * 4
+    default = "float32" if total <= FLOAT32_BYTES else "float16"
+    unknown = sorted(set(asked or {}) - set(columns))
+    if unknown:
+        raise SettingError("dtype of an unknown output", expected=sorted(columns), got=unknown)
+    return {name: (asked or {}).get(name, default) for name in columns}
+
+
+def _write_draft(draft: Path, spec: StudySpec, experiment: Experiment, rows_per_shard: int | None) -> None:
+    runner = prepare_runner(experiment, spec.execution)
+    dtypes = {name: output.dtype for name, output in spec.outputs.items()}
+    num_rows = spec.estimator.num_rows
+    found, untouched = make_plan(runner, spec.design, num_rows, len(experiment.components), dtypes)
+    for name, values in untouched.items():
+        require_storable(values, -1, name, experiment.columns[name].names)
+    untouched = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in untouched.items()}
+    save_file(untouched, draft / UNTOUCHED)
+    _save_weights(experiment, draft / WEIGHTS)
+    record = {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "fingerprint": experiment.fingerprint(),
+        "precision": _precision(spec.execution),
+        "record": runner.record(),
+        "rows_per_shard": rows_per_shard or found.rows_per_shard,
+        "seconds_per_row": found.seconds_per_row,
+        "untouched": {name: digest_array(values) for name, values in untouched.items()},
+        "components": experiment.components.to_json(),
+        "columns": {name: axis.to_json() for name, axis in experiment.columns.items()},
+    }
+    write_json_once(draft / "provenance.json", record)
+    write_json_once(draft / "spec.json", spec.to_json())
+
+
+def _save_weights(experiment: Experiment, path: Path) -> None:
+    task = getattr(experiment, "task", None)
+    if task is not None and task.save_weights:
+        save_model(task.model, str(path))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in (DISTRIBUTION, "torch", "numpy", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def require_same_spec(
+    directory: Path, asked: StudySpec, found: StudySpec, num_rows: int, precision: str
+) -> None:
+    """Raise `StudyError` naming what differs between a spec and the study that is there.
+
+    Args:
+        directory: the study's folder.
+        asked: the spec wanted.
+        found: the study's spec.
+        num_rows: the study's rows, extensions included.
+        precision: the study's precision, chosen when it was created.
+    """
+    unlike = differences(asked.identity(), found.identity())
+    if asked.execution.precision not in ("auto", precision):
+        unlike.append(f"execution.precision: {asked.execution.precision}, not {precision}")
+    grow = ""
+    if asked.estimator.num_rows != num_rows:
+        unlike.append(f"estimator.num_rows: {asked.estimator.num_rows}, not {num_rows}")
+        grow = ", or add rows with study.extend (`coar extend`)"
+    if unlike:
+        raise StudyError(
+            f"{directory} holds a study with another spec",
+            expected="the same spec, except for execution",
+            got="; ".join(unlike),
+            todo=f"choose another folder{grow}",
+        )

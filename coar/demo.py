@@ -1,0 +1,163 @@
+"""The demo: the whole line on handwritten digits, in a few minutes, resumable.
+
+train -> components -> random ablations -> regression -> held-out ablations -> an edit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from coar.attributions import Attributions
+from coar.baselines import gradient_x_parameter, leave_one_out
+from coar.designs import Bernoulli
+from coar.discovery import find_components
+from coar.errors import EditError
+from coar.evaluation import Evaluation, evaluate
+from coar.executors.processes import Processes
+from coar.experiments.ablation import ComponentAblation
+from coar.plan import duration
+from coar.progress import progress_bar
+from coar.quick_edit import EditResult, edit_examples
+from coar.regression import fit
+from coar.report import figures
+from coar.study import Study
+from coar.tasks import digits
+
+NUM_ROWS = 4_000
+FRACTION = 0.10
+TEST_FRACTIONS = (0.05, 0.10, 0.20)
+TEST_ROWS = 100
+MAX_DROP = 0.01
+
+Say = Callable[[str], None]
+
+
+def run_demo(directory: str | Path, say: Say = print) -> None:
+    """Run every stage; what is there from an earlier run is reused.
+
+    Args:
+        directory: where studies, figures and the edit go.
+        say: called with each paragraph to print.
+    """
+    folder, started = Path(directory), time.perf_counter()
+    study = _study(folder, say)
+    study.run(Processes(), description="random ablations")
+    experiment = study.experiment
+    assert isinstance(experiment, ComponentAblation)
+    methods = _attributions(study, experiment, folder)
+    evaluation = evaluate(
+        experiment, methods, TEST_FRACTIONS, TEST_ROWS, seed=1, directory=folder / "held-out"
+    )
+    say("\nHow well do attributions predict ablations that they have not seen?\n\n" + evaluation.summary())
+    say(_comparison(evaluation))
+    fixed = _fix_errors(study, experiment, methods["regression"], say)
+    paths = [f"study        {study.directory}", f"attributions {study.attributions_path('ridge')}"]
+    if fixed:
+        path = folder / "edits" / f"fix-{fixed.edit.provenance['targets'][0]}.json"
+        paths.append(f"edit         {fixed.edit.save(path)}")
+        paths.append(f"figure       {_figure(experiment, evaluation, fixed, folder / 'figures')}")
+    say("\n".join(["", "Written", *("  " + path for path in paths)]))
+    say(_cost(study, evaluation, time.perf_counter() - started))
+
+
+def _study(folder: Path, say: Say) -> Study:
+    directory = folder / "study"
+    if (directory / "spec.json").exists():
+        say(f"Resuming {directory}")
+        study = Study.open(directory)
+    else:
+        say("Training a small ResNet on 1,097 handwritten digits ...")
+        task = digits.make_task()
+        experiment = ComponentAblation(task, find_components(task.model, kinds=["conv_filter"]))
+        design = Bernoulli(ablation_fraction=FRACTION, seed=0)
+        study = Study.create(directory, experiment, design, num_rows=NUM_ROWS)
+    margins = study.untouched["margin"]
+    say(f"{len(margins)} test images, accuracy {(margins > 0).mean():.1%}; {len(study.components)} filters")
+    return study
+
+
+def _attributions(study: Study, experiment: ComponentAblation, folder: Path) -> dict[str, Attributions]:
+    cached = {
+        "regression": (study.attributions_path("ridge"), lambda: fit(study)),
+        "leave-one-out": (
+            study.attributions_path("leave-one-out"),
+            lambda: leave_one_out(experiment, directory=folder / "leave-one-out"),
+        ),
+        "gradient x parameter": (
+            study.attributions_path("gradient-x-parameter"),
+            lambda: gradient_x_parameter(experiment),
+        ),
+    }
+    for path, make in cached.values():
+        if not (path / "index.json").exists():
+            make().save(path)
+    return {name: Attributions.load(path) for name, (path, _) in cached.items()}
+
+
+def _comparison(evaluation: Evaluation) -> str:
+    row = evaluation.compare("regression", "leave-one-out").set_index("ablation_fraction").loc[FRACTION]
+    return (
+        f"At {FRACTION:.0%} ablated, regression minus leave-one-out: {row.difference:+.3f}, "
+        f"95 % interval [{row.low:+.3f}, {row.high:+.3f}] (paired)"
+    )
+
+
+def _fix_errors(
+    study: Study, experiment: ComponentAblation, attributions: Attributions, say: Say
+) -> EditResult | None:
+    """Try every misread image by itself, the closest mistakes first; return the first one fixed."""
+    margins = study.untouched["margin"]
+    errors = np.flatnonzero(margins <= 0)
+    lines, fixed = [], None
+    with progress_bar(len(errors), "edits") as bar:
+        for target in errors[np.argsort(-margins[errors])]:
+            line = f"  image {study.columns['margin'].names[target]:<5} margin {margins[target]:+.2f}"
+            try:
+                found = edit_examples(experiment, attributions, [target], max_accuracy_drop=MAX_DROP)
+            except EditError:
+                lines.append(f"{line}: not without losing more accuracy")
+            else:
+                lines.append(
+                    f"{line} -> {found.targets.after[0]:+.2f}, filters ablated: {len(found.edit.names)}"
+                )
+                fixed = fixed or found
+            bar.update(1)
+    say(
+        f"\nFixing the {len(errors)} misread images, each by itself, for at most {MAX_DROP:.0%} of accuracy on "
+        f"the images that choose the size:\n" + "\n".join(lines)
+    )
+    if fixed:
+        say(f"\nThe first of these, {_target(fixed)}: {fixed.summary()}")
+    return fixed
+
+
+def _target(result: EditResult) -> str:
+    return f"image {result.edit.provenance['targets'][0]}"
+
+
+def _figure(experiment: ComponentAblation, evaluation: Evaluation, fixed: EditResult, folder: Path) -> Path:
+    figure, axes = figures.new_figure(columns=4, width=4.0, height=3.8)
+    target, name = int(fixed.curve.ranking.targets[0]), _target(fixed)
+    if experiment.task.show:
+        experiment.task.show(experiment.task.dataset[target], axes[0])
+        axes[0].set_title(f"{name}: {axes[0].get_title()}, misread")
+    figures.correlation_by_fraction(evaluation.means(), axes[1])
+    truth = evaluation.truth[FRACTION][:, target]
+    predicted = evaluation.predictions["regression"][FRACTION][:, target]
+    figures.predictions(truth, predicted, axes[2], title=f"{name}, {FRACTION:.0%} ablated at random")
+    figures.edit_curve(fixed.curve, len(fixed.edit.names), axes[3])
+    axes[3].set_title("ablating chosen filters")
+    return figures.save_figure(figure, folder / "demo.png")
+
+
+def _cost(study: Study, evaluation: Evaluation, seconds: float) -> str:
+    rows = study.status().rows
+    held_out = sum(len(truth) for truth in evaluation.truth.values())
+    return (
+        f"\nCost: {rows:,} ablated models for the regression, {len(study.components):,} for leave-one-out, "
+        f"{held_out:,} held out; {duration(seconds)} this time"
+    )

@@ -1,0 +1,110 @@
+"""doctor: is this installation fit for use? Checks the machine, the optional parts and the promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from coar.errors import CoarError, StoreError, install_hint
+from coar.files import write_json_once
+from coar.randomness import words
+from coar.testing import check_experiment, linear_experiment
+
+GOLDEN_WORDS = (0xE35A29832104D74F, 0xB7C1535B13AB2B25)
+EXTRAS = {
+    "vision": ("torchvision", "timm"),
+    "language": ("transformers", "datasets"),
+    "lasso": ("numba",),
+    "baselines": ("captum",),
+    "ray": ("ray",),
+    "slurm": ("submitit",),
+    "ffcv": ("ffcv",),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    state: Literal["ok", "note", "problem"]
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.state:<8} {self.what}"
+
+
+def examine(directory: str | Path | None = None) -> list[Finding]:
+    """Run all checks.
+
+    Args:
+        directory: where studies will be kept; its file system is tried. Default: a temporary folder.
+    """
+    findings = [_versions(), _devices()]
+    findings += [_tried("random masks are those of every other machine", _check_randomness)]
+    findings += [_tried("files are written whole, the first writer wins", lambda: _check_files(directory))]
+    findings += [_tried("ablation of a linear model gives its known attributions", _check_ablation)]
+    return findings + [_extra(name, modules) for name, modules in EXTRAS.items()]
+
+
+def _versions() -> Finding:
+    found = [f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "pydantic", "safetensors")]
+    return Finding("ok", f"python {platform.python_version()}, {', '.join(found)}")
+
+
+def _devices() -> Finding:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    where = ", ".join(gpus) if gpus else "no GPU: everything runs on the CPU"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return Finding("ok", f"{where}; {os.cpu_count()} cores ({capability}), {torch.get_num_threads()} threads")
+
+
+def _tried(what: str, check: Callable[[], None]) -> Finding:
+    try:
+        check()
+    except (CoarError, AssertionError, OSError) as error:
+        return Finding("problem", f"not so: {what}\n{error}")
+    return Finding("ok", what)
+
+
+def _check_randomness() -> None:
+    found = tuple(int(word) for word in words(0, "fit", 0, 2))
+    if found != GOLDEN_WORDS:
+        raise StoreError("Philox gives other words here", expected=GOLDEN_WORDS, got=found)
+
+
+def _check_files(directory: str | Path | None) -> None:
+    with tempfile.TemporaryDirectory(dir=directory, prefix="coar-doctor-") as folder:
+        path = Path(folder) / "probe.json"
+        write_json_once(path, {"first": True})
+        try:
+            write_json_once(path, {"first": False})
+        except StoreError:
+            return
+        raise StoreError("a second writer replaced the first one's file", got=str(path))
+
+
+def _check_ablation() -> None:
+    experiment, weights = linear_experiment()
+    check_experiment(experiment)
+    outputs = experiment.prepare(torch.device("cpu"))(np.eye(len(experiment.components), dtype=bool))["score"]
+    if not np.allclose(outputs.T, weights, atol=1e-5):
+        raise CoarError("single components of a linear model give other outputs than its weights")
+
+
+def _extra(name: str, modules: tuple[str, ...]) -> Finding:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        return Finding(
+            "note", f"optional part {name}: {', '.join(missing)} not installed; {install_hint(name)}"
+        )
+    return Finding("ok", f"optional part {name}: " + ", ".join(f"{m} {metadata.version(m)}" for m in modules))

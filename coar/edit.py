@@ -1,0 +1,145 @@
+"""Edit: named components to ablate in one model, and what that does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from coar.components import ComponentSet
+from coar.errors import EditError, StoreError
+from coar.experiments.ablation import ComponentAblation
+from coar.experiments.base import Experiment
+from coar.files import read_json, require_keys, write_json_once
+from coar.fingerprints import model_fingerprint
+from coar.gates import Bias, Value, ablated_copy
+
+FORMAT = 1
+_KEYS = {"format": int, "components": list, "names": list, "source": dict, "scores": list, "provenance": dict}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Outputs of some columns before and after an edit, float32 [columns]."""
+
+    before: np.ndarray
+    after: np.ndarray
+
+    @property
+    def accuracy_before(self) -> float:
+        """Share of positive outputs (margins: of right predictions) before."""
+        return float((self.before > 0).mean())
+
+    @property
+    def accuracy_after(self) -> float:
+        """Share of positive outputs after."""
+        return float((self.after > 0).mean())
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Components to ablate, by name, in the model with a given fingerprint.
+
+    Attributes:
+        names: of the components.
+        components: where they lie, or None for an experiment that does not ablate a model.
+        bias: convention of the ablation.
+        value: convention of the ablation.
+        source: source of the components axis; `source["model"]` is the model's fingerprint.
+        scores: by which they were chosen.
+        provenance: from which attributions, targets and references; effects on the targets.
+    """
+
+    names: tuple[str, ...]
+    components: ComponentSet | None
+    bias: Bias
+    value: Value
+    source: Mapping[str, str]
+    scores: tuple[float, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        experiment: Experiment,
+        indices: Sequence[int],
+        scores: Sequence[float] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Edit:
+        """An edit that ablates some components of an experiment, by flat index."""
+        names = tuple(experiment.components.names[i] for i in indices)
+        source = experiment.components.source
+        if isinstance(experiment, ComponentAblation):
+            picked = experiment.component_set.pick(indices)
+            return cls(
+                names, picked, experiment.bias, experiment.value, source, tuple(scores), provenance or {}
+            )
+        return cls(names, None, "keep", "zero", source, tuple(scores), provenance or {})
+
+    def __repr__(self) -> str:
+        return f"Edit(ablates {len(self.names)}: {', '.join(self.names)})"
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Copy a model with the components ablated for good; the model itself is untouched.
+
+        Raises:
+            EditError: another model than the one that the edit was made for.
+        """
+        components = self._require_components()
+        found = model_fingerprint(model)
+        if found != self.source.get("model"):
+            raise EditError(
+                "the edit was made for another model",
+                expected=f"model {str(self.source.get('model'))[:12]}",
+                got=f"model {found[:12]}",
+                todo="make the edit from this model's own attributions",
+            )
+        return ablated_copy(model, components, np.zeros(len(components), dtype=bool), self.bias, self.value)
+
+    def effect(self, experiment: Experiment, columns: Sequence[int] | np.ndarray, output: str) -> Effect:
+        """Outputs of some columns of the experiment before and after."""
+        keep = np.ones((2, len(experiment.components)), dtype=bool)
+        keep[1, [experiment.components.positions[name] for name in self.names]] = False
+        values = experiment.prepare(experiment.device)(keep)[output][:, np.asarray(columns)]
+        return Effect(values[0], values[1])
+
+    def save(self, path: str | Path) -> Path:
+        """Write a JSON file; an equal one may be there already."""
+        value = {
+            "format": FORMAT,
+            "names": list(self.names),
+            "components": [] if self.components is None else self.components.to_json(),
+            "bias": self.bias,
+            "value": self.value,
+            "source": dict(self.source),
+            "scores": list(self.scores),
+            "provenance": dict(self.provenance),
+        }
+        write_json_once(Path(path), value)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Read a file written by `save`."""
+        value = require_keys(read_json(Path(path), "edit"), _KEYS, Path(path))
+        if value["format"] > FORMAT:
+            raise StoreError(f"{path} was written by a newer version", expected=FORMAT, got=value["format"])
+        components = ComponentSet.from_json(value["components"], str(path)) if value["components"] else None
+        scores = tuple(float(score) for score in value["scores"])
+        bias, replaced = value.get("bias", "keep"), value.get("value", "zero")
+        return cls(
+            tuple(value["names"]), components, bias, replaced, value["source"], scores, value["provenance"]
+        )
+
+    def _require_components(self) -> ComponentSet:
+        if self.components is None:
+            raise EditError(
+                "this edit names components of an experiment that does not ablate a model",
+                expected="an edit made with a ComponentAblation",
+                got=", ".join(self.names[:3]),
+            )
+        return self.components

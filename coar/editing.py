@@ -1,0 +1,305 @@
+"""COAR-Edit: rank components -> sweep over sizes -> choose a size on held-out examples -> Edit.
+
+Four sets of examples play four parts and must not overlap: targets (whose outputs are to change),
+references (whose outputs are not), a holdout (which chooses the size), and whatever the caller
+reports on afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from coar.attributions import Attributions
+from coar.axes import Axis
+from coar.edit import Edit
+from coar.errors import EditError
+from coar.experiments.base import Experiment
+from coar.progress import progress_bar
+
+if TYPE_CHECKING:
+    import pandas
+
+Direction = Literal["raise", "lower"]
+Columns = Sequence[int | str] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Components in the order in which to ablate them.
+
+    Attributes:
+        order: int64 [components], first the one to ablate first.
+        scores: float64 [components]; the lowest (to raise) or highest (to lower) come first.
+        targets: positions of the target columns in the attributions.
+        references: positions of the reference columns.
+        attributions: what was ranked.
+    """
+
+    order: np.ndarray
+    scores: np.ndarray
+    targets: np.ndarray
+    references: np.ndarray
+    attributions: Attributions
+    direction: Direction
+    score: str
+
+    def table(self, count: int = 20) -> pandas.DataFrame:
+        """The first components: component, group, score."""
+        import pandas
+
+        axis, first = self.attributions.components, self.order[:count]
+        groups = axis.fields.get("group", np.array(["all"] * len(axis)))
+        names = [axis.names[i] for i in first]
+        return pandas.DataFrame({"component": names, "group": groups[first], "score": self.scores[first]})
+
+    def sweep(
+        self, experiment: Experiment, sizes: Sequence[int], holdout: Columns, *, progress: bool = True
+    ) -> Curve:
+        """Really ablate the first `size` components, for each size, and read all outputs.
+
+        Args:
+            experiment: the one that the attributions are of.
+            sizes: numbers of components; 0 is always included.
+            holdout: columns that choose the size; neither targets nor references.
+            progress: show a bar.
+
+        Raises:
+            EditError: the holdout overlaps targets or references, or a size is out of range.
+        """
+        self.attributions.components.require_same(experiment.components, "attributions", "experiment")
+        chosen = positions_of(self.attributions.columns, holdout, "holdout")
+        _require_disjoint(self.attributions.columns, chosen, "holdout", self.targets, "targets")
+        _require_disjoint(self.attributions.columns, chosen, "holdout", self.references, "references")
+        steps = _sizes(sizes, len(self.order))
+        output = self.attributions.output
+        where = self.attributions.columns.locate(experiment.columns[output], "attributions", "experiment")
+        runner = experiment.prepare(experiment.device)
+        outputs = []
+        with progress_bar(len(steps), "sweep over edit sizes", progress) as bar:
+            for size in steps:
+                outputs.append(runner(self.mask(size)[None])[output][0][where])
+                bar.update(1)
+        return Curve(self, experiment, steps, chosen, np.stack(outputs))
+
+    def mask(self, size: int) -> np.ndarray:
+        """Keep mask, bool [components], with the first `size` components ablated."""
+        keep = np.ones(len(self.order), dtype=bool)
+        keep[self.order[:size]] = False
+        return keep
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Outputs against the number of ablated components.
+
+    Attributes:
+        sizes: increasing, starting with 0.
+        holdout: positions of the columns that choose.
+        outputs: float32 [sizes, columns].
+    """
+
+    ranking: Ranking
+    experiment: Experiment
+    sizes: tuple[int, ...]
+    holdout: np.ndarray
+    outputs: np.ndarray
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether the sign of the output says if a prediction is right."""
+        return self.ranking.attributions.output in self.experiment.accuracy_outputs
+
+    def accuracy(self, columns: np.ndarray) -> np.ndarray:
+        """Share of columns with a positive output, per size; NaN where the sign has no meaning."""
+        share = (self.outputs[:, columns] > 0).mean(axis=1)
+        return share if self.has_accuracy else np.full(len(self.sizes), np.nan)
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """Per size: mean output and accuracy of targets, references and holdout, and the predicted effect."""
+        import pandas
+
+        columns: dict[str, Any] = {"size": list(self.sizes)}
+        parts = {
+            "target": self.ranking.targets,
+            "reference": self.ranking.references,
+            "holdout": self.holdout,
+        }
+        for name, part in parts.items():
+            columns[f"{name}_output"] = self.outputs[:, part].mean(axis=1)
+            columns[f"{name}_accuracy"] = self.accuracy(part)
+        columns["target_predicted"] = self._predicted()
+        return pandas.DataFrame(columns)
+
+    def _predicted(self) -> np.ndarray:
+        """Mean target output that the linear models expect, starting from the untouched output."""
+        weights = self.ranking.attributions.rows(self.ranking.targets).mean(axis=0)
+        removed = np.stack([~self.ranking.mask(size) for size in self.sizes])
+        return self.outputs[0, self.ranking.targets].mean() - removed @ weights.astype(np.float64)
+
+    def choose(self, max_accuracy_drop: float = 0.005, max_size: int | None = None) -> Edit:
+        """The size that does most for the targets while the holdout keeps its accuracy.
+
+        Most targets moved to the wanted side of 0 come first, then the smallest size; where the sign
+        has no meaning, the largest change of the targets' mean output.
+
+        Args:
+            max_accuracy_drop: on the holdout, as a fraction (0.005 = half a point).
+            max_size: at most so many components.
+
+        Raises:
+            EditError: no size meets the guard and changes the targets; says the best that could be done.
+        """
+        if not self.has_accuracy:
+            raise EditError(
+                f"output {self.ranking.attributions.output!r} does not say whether a prediction is right",
+                expected="an output whose sign does, such as coar.outputs.margin",
+                todo="make attributions of the margin",
+            )
+        accuracy = self.accuracy(self.holdout)
+        drop = accuracy[0] - accuracy
+        gain = self._gain()
+        allowed = (drop <= max_accuracy_drop + 1e-12) & (np.array(self.sizes) <= (max_size or np.inf))
+        useful = allowed & (gain > gain[0])
+        if not useful.any():
+            raise self._cannot(gain, drop, max_accuracy_drop, max_size)
+        candidates = np.flatnonzero(useful)
+        done = self._done()
+        best = candidates[np.lexsort((np.array(self.sizes)[candidates], -done[candidates]))[0]]
+        if done[best] == done[0]:  # no target crosses 0: take the largest change instead
+            best = candidates[np.argmax(gain[candidates])]
+        return self._edit(int(best), float(drop[best]))
+
+    def _gain(self) -> np.ndarray:
+        """Mean change of the target outputs in the wanted direction, per size."""
+        change = (
+            self.outputs[:, self.ranking.targets].mean(axis=1) - self.outputs[0, self.ranking.targets].mean()
+        )
+        return change if self.ranking.direction == "raise" else -change
+
+    def _done(self) -> np.ndarray:
+        """Share of targets on the wanted side of 0, per size."""
+        positive = self.outputs[:, self.ranking.targets] > 0
+        return (positive if self.ranking.direction == "raise" else ~positive).mean(axis=1)
+
+    def _cannot(self, gain: np.ndarray, drop: np.ndarray, limit: float, max_size: int | None) -> EditError:
+        best = int(np.argmax(gain))
+        return EditError(
+            "no size of this edit moves the targets within the guard; nothing was applied",
+            expected=f"holdout accuracy down by at most {limit:.2%}"
+            + (f", size <= {max_size}" if max_size else ""),
+            got=f"best for the targets: {self.sizes[best]} components, outputs {gain[best]:+.2f}, "
+            f"holdout accuracy down {drop[best]:.2%}",
+            todo="allow a larger drop, try smaller sizes, or give more references",
+        )
+
+    def _edit(self, step: int, drop: float) -> Edit:
+        ranking, size = self.ranking, self.sizes[step]
+        indices = [int(i) for i in ranking.order[:size]]
+        row = self.table.iloc[step]
+        return Edit.of(
+            self.experiment,
+            indices,
+            scores=[float(ranking.scores[i]) for i in indices],
+            provenance={
+                "direction": ranking.direction,
+                "score": ranking.score,
+                "output": ranking.attributions.output,
+                "attributions": ranking.attributions.provenance,
+                "targets": [ranking.attributions.columns.names[i] for i in ranking.targets],
+                "references": [ranking.attributions.columns.names[i] for i in ranking.references],
+                "target_output_before": float(self.outputs[0, ranking.targets].mean()),
+                "target_output_after": float(row.target_output),
+                "target_output_predicted": float(row.target_predicted),
+                "holdout_accuracy_drop": drop,
+            },
+        )
+
+
+def rank_components(
+    attributions: Attributions,
+    targets: Columns,
+    references: Columns,
+    direction: Direction = "raise",
+    score: Literal["welch", "difference"] = "welch",
+) -> Ranking:
+    """Order components by how far ablating them moves the targets rather than the references.
+
+    Welch's t per component (COAR paper, section 5): (mean_T w - mean_R w) / sqrt(var_T/|T| + var_R/|R|)
+    with population variances; with one target its variance is 0 and the spread of the references
+    alone is the yardstick. Ablating the components of lowest t raises the targets' outputs.
+
+    Args:
+        attributions: of at least these columns.
+        targets: columns, by position or name.
+        references: columns that should not change; not targets.
+        direction: of the targets' outputs.
+        score: "welch", or "difference" of means, which needs no spread.
+
+    Raises:
+        EditError: overlapping or empty sets, or Welch's t with one target and one reference.
+    """
+    if direction not in ("raise", "lower") or score not in ("welch", "difference"):
+        raise EditError(
+            "unknown ranking", expected="raise or lower, welch or difference", got=f"{direction}, {score}"
+        )
+    chosen = positions_of(attributions.columns, targets, "targets")
+    others = positions_of(attributions.columns, references, "references")
+    _require_disjoint(attributions.columns, chosen, "targets", others, "references")
+    scores = _scores(attributions.rows(chosen), attributions.rows(others), score)
+    order = np.argsort(scores if direction == "raise" else -scores, kind="stable")
+    return Ranking(order, scores, chosen, others, attributions, direction, score)
+
+
+def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarray:
+    targets, references = targets.astype(np.float64), references.astype(np.float64)
+    difference = targets.mean(axis=0) - references.mean(axis=0)
+    if score == "difference":
+        return difference
+    if len(targets) == len(references) == 1:
+        raise EditError(
+            "Welch's t of one target and one reference is infinite: there is no spread to compare with",
+            expected="at least two references (20 or more are better)",
+            got="1 target, 1 reference",
+            todo='add references, or rank with score="difference"',
+        )
+    scale = np.sqrt(targets.var(axis=0) / len(targets) + references.var(axis=0) / len(references))
+    # A component that is 0 everywhere (never ablated, say) scores 0, not 0 / 0.
+    return np.divide(
+        difference, scale, out=np.where(difference == 0, 0.0, np.sign(difference) * np.inf), where=scale > 0
+    )
+
+
+def positions_of(axis: Axis, columns: Columns, what: str) -> np.ndarray:
+    """Positions, int64, of columns given by position or name; each once, at least one."""
+    found = [axis.positions.get(c, -1) if isinstance(c, str) else int(c) for c in columns]
+    bad = [c for c, position in zip(columns, found, strict=True) if not 0 <= position < len(axis)]
+    if bad or not found or len(set(found)) != len(found):
+        known = f"0 .. {len(axis) - 1}, or names such as {axis.names[0]!r}"
+        got = f"unknown: {bad[0]!r}" if bad else "none" if not found else "one of them twice"
+        raise EditError(
+            f"{what} are not columns of the attributions", expected=f"one or more of {known}", got=got
+        )
+    return np.array(found, dtype=np.int64)
+
+
+def _require_disjoint(axis: Axis, first: np.ndarray, one: str, second: np.ndarray, other: str) -> None:
+    both = np.intersect1d(first, second)
+    if len(both):
+        raise EditError(
+            f"{one} and {other} overlap",
+            expected="disjoint examples, so that nothing is chosen and judged on the same ones",
+            got=f"{len(both)} in both, first {axis.names[both[0]]!r}",
+            todo=f"take them out of the {other}",
+        )
+
+
+def _sizes(sizes: Sequence[int], limit: int) -> tuple[int, ...]:
+    steps = sorted({0, *(int(size) for size in sizes)})
+    if steps[0] < 0 or steps[-1] > limit or len(steps) < 2:
+        raise EditError("sizes out of range", expected=f"at least one in 1 .. {limit}", got=list(sizes))
+    return tuple(steps)

@@ -1,0 +1,117 @@
+"""edit_examples: from examples to a finished, judged edit in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coar.attributions import Attributions
+from coar.edit import Edit, Effect
+from coar.editing import Columns, Curve, Direction, positions_of, rank_components
+from coar.errors import EditError
+from coar.experiments.base import Experiment
+from coar.randomness import permutation
+
+SIZES = (1, 2, 3, 4, 6, 8, 12)
+NUM_REFERENCES = 50
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """An edit, how it was chosen, and what it does.
+
+    Attributes:
+        edit: what to ablate.
+        curve: the sweep that chose its size.
+        targets: effect on the targets.
+        report: effect on examples that chose nothing.
+    """
+
+    edit: Edit
+    curve: Curve
+    targets: Effect
+    report: Effect
+
+    def summary(self) -> str:
+        """Components, margins before and after, accuracy before and after."""
+        points = 100 * (self.report.accuracy_after - self.report.accuracy_before)
+        expected = self.edit.provenance["target_output_predicted"]
+        return (
+            f"ablating {len(self.edit.names)} of {len(self.curve.ranking.order)} components: "
+            f"{', '.join(self.edit.names)}\n"
+            f"  margin    {self.targets.before.mean():+.2f} before, {self.targets.after.mean():+.2f} after "
+            f"(the linear models expected {expected:+.2f})\n"
+            f"  accuracy  {self.report.accuracy_before:.1%} before, {self.report.accuracy_after:.1%} after "
+            f"({points:+.1f} points) on {len(self.report.before)} examples that chose nothing"
+        )
+
+
+def edit_examples(
+    experiment: Experiment,
+    attributions: Attributions,
+    targets: Columns,
+    direction: Direction = "raise",
+    *,
+    max_accuracy_drop: float = 0.01,
+    sizes: Sequence[int] = SIZES,
+    seed: int = 0,
+    progress: bool = False,
+) -> EditResult:
+    """Rank, sweep, choose and judge, on disjoint examples.
+
+    Fifty examples that the model gets right are the references; of all others, half choose the size
+    and half are reported on. The split depends on `seed` alone.
+
+    Args:
+        experiment: the one that the attributions are of.
+        attributions: of a margin.
+        targets: columns whose outputs are to change, by position or name.
+        direction: "raise" (fix) or "lower" (forget).
+        max_accuracy_drop: on the half that chooses.
+        sizes: numbers of components to try.
+        seed: of the split.
+        progress: show a bar.
+
+    Raises:
+        EditError: no size moves the targets to the wanted side of 0 within the guard.
+    """
+    output = attributions.output
+    chosen = positions_of(attributions.columns, targets, "targets")
+    where = attributions.columns.locate(experiment.columns[output], "attributions", "experiment")
+    everything = np.ones((1, len(experiment.components)), dtype=bool)
+    untouched = experiment.prepare(experiment.device)(everything)[output][0][where]
+    references, holdout, report = _split(untouched, chosen, seed)
+    ranking = rank_components(attributions, chosen, references, direction)
+    curve = ranking.sweep(experiment, sizes, holdout, progress=progress)
+    edit = curve.choose(max_accuracy_drop)
+    effect = edit.effect(experiment, where[chosen], output)
+    if not ((effect.after > 0) == (direction == "raise")).any():
+        raise EditError(
+            "no size of this edit moves a target across 0 within the guard; nothing was applied",
+            expected=f"holdout accuracy down by at most {max_accuracy_drop:.2%}",
+            got=f"target margin {effect.before.mean():+.2f} before, {effect.after.mean():+.2f} after at best",
+            todo="allow a larger drop, or use attributions from more rows",
+        )
+    return EditResult(edit, curve, effect, edit.effect(experiment, where[report], output))
+
+
+def _split(
+    untouched: np.ndarray, targets: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """References (answered right), holdout and report: disjoint from each other and from the targets."""
+    order = permutation(seed, "edit split", 0, len(untouched))
+    order = order[~np.isin(order, targets)]
+    right = order[untouched[order] > 0]
+    count = min(NUM_REFERENCES, len(right) // 2)
+    if count < 2 or len(order) - count < 2:
+        raise EditError(
+            "too few examples to make and judge an edit",
+            expected="at least 4 right examples besides the targets",
+            got=f"{len(right)} right of {len(order)}",
+            todo="give the task more examples, or use rank_components and sweep with sets of your own",
+        )
+    references = right[:count]
+    rest = order[~np.isin(order, references)]
+    return references, rest[: len(rest) // 2], rest[len(rest) // 2 :]

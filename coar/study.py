@@ -1,0 +1,357 @@
+"""Study: a spec, a store and the way to fill it. Create, open, run, extend, status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from coar.axes import Axis
+from coar.creation import FORMAT, UNTOUCHED, WEIGHTS, make_spec, require_same_spec, write_study
+from coar.designs import Design
+from coar.errors import OutputError, SettingError, StoreError, StudyError
+from coar.executors.base import Executor
+from coar.executors.serial import Serial
+from coar.experiments.base import Experiment
+from coar.files import digest_array, read_json, remove_abandoned, require_keys, safe_name, write_json_once
+from coar.plan import Status
+from coar.progress import progress_bar
+from coar.rows import StoredArray
+from coar.spec import ExecutionSpec, StudySpec, build_experiment
+from coar.store import Item, Store
+from coar.work import Job, Worker, require_same_experiment
+
+_PROVENANCE = {
+    "format": int,
+    "fingerprint": dict,
+    "components": dict,
+    "columns": dict,
+    "rows_per_shard": int,
+    "precision": str,
+    "untouched": dict,
+}
+
+
+class ComponentDataset(NamedTuple):
+    """What one column's linear model is fitted to: masks bool [rows, components], outputs [rows]."""
+
+    masks: StoredArray
+    outputs: np.ndarray
+
+
+class Study:
+    """A folder of rows that any number of workers fill, one shard at a time.
+
+    Use `Study.create`, `Study.from_spec` or `Study.open`.
+
+    Attributes:
+        directory: the folder.
+        spec: what the study is; see `coar.spec`.
+        components: axis of the masks.
+        columns: per output, axis of its columns.
+        untouched: per output, float32 [columns], outputs with every component kept.
+    """
+
+    def __init__(
+        self, directory: Path, experiment: Experiment | None = None, allow_import: Sequence[str] | None = None
+    ) -> None:
+        self.directory = directory
+        self.spec = StudySpec.load(directory / "spec.json")
+        path = directory / "provenance.json"
+        self.provenance = require_keys(read_json(path, "provenance record"), _PROVENANCE, path)
+        self.components = Axis.from_json(self.provenance["components"], str(path))
+        columns = self.provenance["columns"].items()
+        self.columns = {name: Axis.from_json(value, str(path)) for name, value in columns}
+        self.untouched = self._read_untouched()
+        self._allow_import = allow_import
+        self._experiment = experiment
+        if experiment is not None:
+            require_same_experiment(self.provenance["fingerprint"], experiment.fingerprint())
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.directory)!r}, {self.num_rows} rows, {len(self.components)} components)"
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | Path,
+        experiment: Experiment,
+        design: Design,
+        num_rows: int | None = None,
+        *,
+        dtypes: Mapping[str, str] | None = None,
+        execution: ExecutionSpec | None = None,
+        rows_per_shard: int | None = None,
+    ) -> Study:
+        """Create a study, or open the equal one that is there.
+
+        Args:
+            directory: its folder; made if needed.
+            experiment: what to run.
+            design: how masks are drawn.
+            num_rows: how many; default one per component for `LeaveOneOut`.
+            dtypes: per output, "float32" or "float16"; the default depends on the size.
+            execution: device, batch size and precision; default automatic.
+            rows_per_shard: rows per work item; default by `plan`.
+
+        Raises:
+            StudyError: the folder holds a study with another spec; the difference is named.
+        """
+        spec = make_spec(experiment, design, num_rows, dtypes, execution)
+        return cls._create(Path(directory), spec, experiment, rows_per_shard)
+
+    @classmethod
+    def from_spec(
+        cls, directory: str | Path, spec: StudySpec, allow_import: Sequence[str] | None = None
+    ) -> Study:
+        """Create a study from a spec, or open the equal one that is there; imports what the spec names."""
+        if (Path(directory) / "spec.json").exists():
+            study = cls.open(directory, allow_import=allow_import)
+            study._require_spec(spec)
+            return study
+        experiment = build_experiment(spec, allow_import=allow_import)
+        unknown = sorted(set(spec.outputs) ^ set(experiment.columns))
+        if unknown:
+            raise SettingError(
+                "the spec's outputs are not the task's",
+                expected=sorted(experiment.columns),
+                got=sorted(spec.outputs),
+            )
+        return cls._create(Path(directory), spec, experiment, None)
+
+    @classmethod
+    def _create(
+        cls, directory: Path, spec: StudySpec, experiment: Experiment, rows_per_shard: int | None
+    ) -> Study:
+        if not (directory / "spec.json").exists():
+            write_study(directory, spec, experiment, rows_per_shard)
+        study = cls(directory, experiment)
+        study._require_spec(spec)
+        return study
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        experiment: Experiment | None = None,
+        allow_import: Sequence[str] | None = None,
+    ) -> Study:
+        """Open a study.
+
+        Args:
+            directory: its folder.
+            experiment: needed to run a study whose task exists only in memory.
+            allow_import: prefixes of modules that running it may import; None allows all.
+        """
+        if not (Path(directory) / "spec.json").exists():
+            raise StudyError(
+                f"no study in {directory}",
+                expected="a folder with spec.json",
+                got="an empty or missing folder" if not Path(directory).exists() else "a folder without it",
+                todo="create it with Study.create, or `coar init SPEC DIRECTORY`",
+            )
+        return cls(Path(directory), experiment, allow_import)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The experiment; built from the spec (which imports the code it names) unless it was given."""
+        if self._experiment is None:
+            weights = self.directory / WEIGHTS
+            found = build_experiment(
+                self.spec, str(weights) if weights.exists() else None, self._allow_import
+            )
+            require_same_experiment(self.provenance["fingerprint"], found.fingerprint())
+            self._experiment = found
+        return self._experiment
+
+    @cached_property
+    def store(self) -> Store:
+        """The shards."""
+        return Store(
+            self.directory,
+            self.spec.digest,
+            len(self.components),
+            {name: len(axis) for name, axis in self.columns.items()},
+            {name: output.dtype for name, output in self.spec.outputs.items()},
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows asked for, extensions included."""
+        return self._segments()[-1][1]
+
+    def _segments(self) -> list[tuple[int, int]]:
+        """Ranges of rows, one for the creation and one per extension: shards never cross them."""
+        stops = [self.spec.estimator.num_rows]
+        for path in sorted((self.directory / "extensions").glob("[0-9]*.json")):
+            if path.suffix == ".json":
+                stops.append(require_keys(read_json(path, "extension"), {"num_rows": int}, path)["num_rows"])
+        return list(zip([0, *stops], stops, strict=False))
+
+    def items(self) -> list[Item]:
+        """All work items."""
+        size = self.provenance["rows_per_shard"]
+        ranges = [
+            (a, min(a + size, stop)) for start, stop in self._segments() for a in range(start, stop, size)
+        ]
+        return [Item(index, *bounds) for index, bounds in enumerate(ranges)]
+
+    def finished(self) -> list[Item]:
+        """Items whose shards are there, in row order."""
+        present = self.store.present()
+        return [item for item in self.items() if item.index in present]
+
+    def run(
+        self,
+        executor: Executor | None = None,
+        *,
+        device: str | torch.device | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+        description: str = "rows",
+    ) -> Status:
+        """Do what is missing.
+
+        Args:
+            executor: where; default `Serial()`.
+            device: instead of the spec's.
+            batch_size: instead of the spec's; recorded in the shards.
+            progress: show a bar.
+            description: the bar's name.
+
+        Raises:
+            OutputError: outputs of some rows were NaN, infinite or too large; all others are kept.
+        """
+        remove_abandoned(self.directory / "shards")
+        present = self.store.present()
+        missing = [item for item in self.items() if item.index not in present]
+        failed_before = set(self._failed_rows())
+        with progress_bar(self.num_rows, description, progress and bool(missing)) as bar:
+            bar.update(self.num_rows - sum(map(len, missing)))
+            if missing:
+                for item, _ in (executor or Serial()).run(self._session(device, batch_size), missing):
+                    bar.update(len(item))
+        self._report_failures(failed_before)
+        return self.status()
+
+    def extend(self, num_rows: int) -> None:
+        """Ask for more rows, `num_rows` in all; `run` then does what is missing."""
+        if num_rows <= self.num_rows:
+            raise StudyError(
+                "a study can only grow", expected=f"more than {self.num_rows} rows", got=num_rows
+            )
+        self.spec.design.check(len(self.components), num_rows)
+        number = len(self._segments())
+        path = self.directory / "extensions" / f"{number:06d}.json"
+        write_json_once(path, {"format": FORMAT, "num_rows": num_rows})
+
+    def status(self) -> Status:
+        """Count what is there; reads no shard."""
+        items, present = self.items(), self.store.present()
+        done = [item for item in items if item.index in present]
+        rows = sum(map(len, done))
+        paths = [self.store.path(item.index) for item in done]
+        return Status(
+            directory=str(self.directory),
+            rows=rows,
+            num_rows=self.num_rows,
+            shards=len(done),
+            num_shards=len(items),
+            failed_rows=tuple(self._failed_rows()),
+            seconds_left=(self.num_rows - rows) * self.provenance.get("seconds_per_row", 0.0),
+            bytes=sum(path.stat().st_size for path in paths),
+        )
+
+    @property
+    def masks(self) -> StoredArray:
+        """Masks of the finished rows, bool [rows, components]."""
+        return StoredArray(self.store, self.finished(), None, {})
+
+    @property
+    def outputs(self) -> dict[str, StoredArray]:
+        """Outputs of the finished rows, {output: float32 [rows, columns]}, in output units."""
+        finished = self.finished()
+        return {name: StoredArray(self.store, finished, name, self.untouched) for name in self.columns}
+
+    def example(self, column: int, output: str | None = None) -> ComponentDataset:
+        """The component dataset of one column: all masks, and the outputs under them."""
+        name = output or next(iter(self.columns))
+        return ComponentDataset(self.masks, self.outputs[name][:, column])
+
+    def attributions_path(self, name: str) -> Path:
+        """Folder of attributions saved with this study."""
+        return self.directory / "attributions" / safe_name(name, "a name of attributions")
+
+    def worker(self, device: torch.device, batch_size: int | None = None) -> Worker:
+        """Prepare to do items in this process."""
+        return Worker(self._job(batch_size), self.experiment, device)
+
+    def _session(self, device: str | torch.device | None, batch_size: int | None) -> StudySession:
+        rebuildable = self.experiment.to_spec().get("task", {"factory": ""}).get("factory") is not None
+        asked = device or self.spec.execution.device
+        where = self.experiment.device if str(asked) == "auto" else torch.device(asked)
+        sent = None if rebuildable else self.experiment
+        return StudySession(str(self.directory.absolute()), sent, self._allow_import, where, batch_size)
+
+    def _job(self, batch_size: int | None = None) -> Job:
+        asked = self.spec.execution.batch_size
+        return Job(
+            store=self.store,
+            design=self.spec.design,
+            num_components=len(self.components),
+            untouched=self.untouched,
+            names={name: axis.names for name, axis in self.columns.items()},
+            fingerprint=self.provenance["fingerprint"],
+            batch_size=batch_size or (None if asked == "auto" else asked),
+            precision=self.provenance["precision"],
+        )
+
+    def _require_spec(self, asked: StudySpec) -> None:
+        require_same_spec(self.directory, asked, self.spec, self.num_rows, self.provenance["precision"])
+
+    def _failed_rows(self) -> list[int]:
+        return [record["row"] for record in self.store.failures()]
+
+    def _report_failures(self, before: set[int]) -> None:
+        new = [record for record in self.store.failures() if record["row"] not in before]
+        if new:
+            raise OutputError(
+                f"{len(new)} of {self.num_rows} rows have outputs that cannot be stored; "
+                f"first: {new[0]['what']}",
+                got=new[0].get("got"),
+                todo="the other rows are kept and can be fitted; see failures/ in the study",
+            )
+
+    def _read_untouched(self) -> dict[str, np.ndarray]:
+        path = self.directory / UNTOUCHED
+        try:
+            arrays = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise StoreError(f"{path} is missing or damaged", got=str(error)[:200]) from None
+        for name, digest in self.provenance["untouched"].items():
+            if name not in arrays or digest_array(arrays[name]) != digest:
+                raise StoreError(f"{path} is damaged: {name} is not what was written")
+        return arrays
+
+
+@dataclass(frozen=True)
+class StudySession:
+    """What executors send to workers: a path; and the experiment where no spec can rebuild it."""
+
+    directory: str
+    experiment: Experiment | None
+    allow_import: Sequence[str] | None
+    device: torch.device
+    batch_size: int | None
+
+    def worker(self, device: torch.device) -> Worker:
+        """Open the study here and prepare its experiment on a device."""
+        study = Study.open(self.directory, self.experiment, self.allow_import)
+        return study.worker(device, self.batch_size)

@@ -1,0 +1,195 @@
+"""Task: the model, the examples and the outputs. The one thing a user supplies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from coar.errors import SettingError, TaskError
+from coar.files import digest_json
+from coar.fingerprints import digest_value, model_fingerprint
+from coar.outputs import OutputFunction, margin
+from coar.randomness import permutation
+
+FINGERPRINTED_ITEMS = 64  # items read (twice) to recognise a data set and to catch one that changes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build a task again elsewhere: import string of a factory and its JSON arguments."""
+
+    factory: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+class Task:
+    """A trained model, a map-style data set and what is read off the model.
+
+    Args:
+        model: in eval mode; never modified.
+        dataset: `dataset[i]` is always the same example i; no shuffling, no random augmentation.
+        outputs: `{name: function}` with functions as in `coar.outputs`; default the margin.
+        collate: turns a list of items into a batch; default torch's `default_collate`.
+        metadata: a DataFrame (or dictionary of lists) with one entry per example. `label`,
+            `subpopulation` and `id` have a meaning here; ids name the columns.
+        show: `show(item, ax)` draws an example on a matplotlib Axes.
+        device: "auto" is the first GPU where there is one, else the CPU.
+        save_weights: the model was trained on the fly: studies keep its weights, and give their
+            path to the factory's `weights` argument instead of training again.
+
+    Raises:
+        TaskError: a model in train mode, a loader instead of a data set, metadata of another length.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Any,
+        outputs: Mapping[str, OutputFunction] | OutputFunction = margin,
+        *,
+        collate: Callable[[list[Any]], Any] = default_collate,
+        metadata: Any = None,
+        show: Callable[[Any, Any], None] | None = None,
+        device: str | torch.device = "auto",
+        save_weights: bool = False,
+    ) -> None:
+        self.model = require_eval(model)
+        self.dataset = _require_map_style(dataset)
+        self.outputs = _named_outputs(outputs)
+        self.collate = collate
+        self.metadata = _require_length(metadata, len(dataset))
+        self.show = show
+        self.device = resolve_device(device)
+        self.save_weights = save_weights
+        self.recipe: Recipe | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __repr__(self) -> str:
+        return f"Task({type(self.model).__name__}, {len(self)} examples, outputs {sorted(self.outputs)})"
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Any:
+        """Collate some examples, on the CPU."""
+        return self.collate([self.dataset[int(i)] for i in indices])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, Any]]:
+        """All examples in order, as `(indices, batch)`."""
+        for start in range(0, len(self), batch_size):
+            indices = np.arange(start, min(start + batch_size, len(self)))
+            yield indices, self.batch(indices)
+
+    def example_ids(self) -> list[str]:
+        """Names of the examples: `metadata["id"]` where given, else their numbers."""
+        if self.metadata is not None and "id" in self.metadata:
+            return [str(value) for value in self.metadata["id"]]
+        return [str(i) for i in range(len(self))]
+
+    def model_fingerprint(self) -> str:
+        """Digest of the model's classes and of its sorted state dict."""
+        return model_fingerprint(self.model)
+
+    def data_fingerprint(self) -> str:
+        """Digest of length, ids, labels and 64 addressed items.
+
+        Raises:
+            TaskError: an item differs between two reads.
+        """
+        chosen = np.sort(permutation(0, "fingerprint", 0, len(self))[:FINGERPRINTED_ITEMS])
+        items = [self._digest_item(int(i)) for i in chosen]
+        labels = None
+        if self.metadata is not None and "label" in self.metadata:
+            labels = [str(value) for value in self.metadata["label"]]
+        return digest_json([len(self), self.example_ids(), labels, items])
+
+    def _digest_item(self, index: int) -> str:
+        first, second = (digest_value(self.batch([index])) for _ in range(2))
+        if first != second:
+            raise TaskError(
+                f"item {index} of the data set changes between two reads",
+                expected="dataset[i] returns the same example every time",
+                got="two different contents",
+                todo="remove random augmentation and shuffling; use the evaluation transform",
+            )
+        return first
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Device of a name; "auto" is the first CUDA device, else the CPU."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise SettingError("unknown device", expected="auto, cpu, cuda, cuda:0, ...", got=device) from error
+
+
+def require_eval(model: nn.Module) -> nn.Module:
+    """Return the model; raise `TaskError` if any of its modules is in train mode."""
+    if not isinstance(model, nn.Module):
+        raise TaskError("the model is not a torch model", expected="nn.Module", got=type(model).__name__)
+    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
+    if training:
+        raise TaskError(
+            "the model is in train mode: dropout and batch statistics would change its outputs",
+            expected="every module in eval mode",
+            got=f"{len(training)} modules in train mode, first: {training[0]}",
+            todo="call model.eval() first",
+        )
+    return model
+
+
+def _require_map_style(dataset: Any) -> Any:
+    if isinstance(dataset, DataLoader):
+        raise TaskError(
+            "got a DataLoader: a shuffling loader would scramble the columns",
+            expected="a map-style data set",
+            got="DataLoader",
+            todo="pass loader.dataset, and its collate_fn as collate=",
+        )
+    if isinstance(dataset, IterableDataset) or not (
+        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    ):
+        raise TaskError(
+            "the data set cannot be indexed",
+            expected="len(dataset) and dataset[i]",
+            got=type(dataset).__name__,
+        )
+    if len(dataset) == 0:
+        raise TaskError("the data set is empty", expected="at least one example", got=0)
+    return dataset
+
+
+def _named_outputs(outputs: Mapping[str, OutputFunction] | OutputFunction) -> dict[str, OutputFunction]:
+    if callable(outputs):
+        return {getattr(outputs, "__name__", "output"): outputs}
+    if not outputs:
+        raise TaskError(
+            "a task needs at least one output", expected='{"margin": coar.outputs.margin}', got="{}"
+        )
+    for name, function in outputs.items():
+        if not callable(function):
+            raise TaskError(
+                f"output {name!r} is not a function", expected="(model, batch) -> [batch]", got=function
+            )
+    return dict(outputs)
+
+
+def _require_length(metadata: Any, length: int) -> Any:
+    if metadata is None:
+        return None
+    if isinstance(metadata, Mapping):
+        import pandas
+
+        metadata = pandas.DataFrame(dict(metadata))
+    if len(metadata) != length:
+        raise TaskError(
+            "metadata has the wrong length", expected=f"{length} rows", got=f"{len(metadata)} rows"
+        )
+    return metadata

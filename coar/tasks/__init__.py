@@ -1,0 +1,1 @@
+"""Ready-made tasks. Nothing else in the package imports torchvision or transformers."""
