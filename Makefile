@@ -43,6 +43,7 @@ format: $(INSTALLED) ## let ruff rewrite what it can
 	$(RUN) ruff format .
 
 bench: $(INSTALLED_BENCH) ## run every benchmark; exit status 1 where a claim does not hold
+	@[ -n "$(BENCHMARKS)" ] || { echo "there is nothing in benchmarks/" >&2; exit 1; }
 	@status=0; \
 	for name in $(BENCHMARKS); do \
 	  echo "== $$name"; $(RUN) benchmarks.$$name $(BENCH_ARGS) || status=1; \

@@ -7,6 +7,7 @@ attributions/ridge/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from coar.axes import Axis
 from coar.errors import AxisError, OutputError, StoreError
-from coar.files import digest_array, read_json, require_keys, write_json_once, write_once
+from coar.files import digest_array, read_json, require_keys, write_arrays_once, write_json_once
 
 if TYPE_CHECKING:
     import pandas
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 BLOCK_BYTES = 64 * 2**20
 _REQUIRED = ("weights", "intercept")
+_BLOCK_NAME = re.compile(r"\d+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,12 @@ class Block:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything but the position, by name."""
-        arrays = {"weights": self.weights.astype(np.float32), "intercept": self.intercept.astype(np.float64)}
+        arrays = {
+            "weights": self.weights.astype(np.float32, copy=False),
+            "intercept": self.intercept.astype(np.float64, copy=False),
+        }
         if self.errors is not None:
-            arrays["errors"] = self.errors.astype(np.float32)
+            arrays["errors"] = self.errors.astype(np.float32, copy=False)
         arrays |= {f"details.{key}": np.asarray(v, np.float64) for key, v in (self.details or {}).items()}
         return {key: np.ascontiguousarray(value) for key, value in arrays.items()}
 
@@ -98,6 +103,7 @@ class Attributions:
     ) -> None:
         block = Block(0, np.asarray(weights), np.asarray(intercept), errors, details)
         _require_shape(block, len(columns), len(components), "the arrays given")
+        block = Block.from_arrays(0, block.arrays())  # as on disk, so that loading changes no number
         self._init([(0, len(columns))], lambda _: block, components, columns, output, provenance)
 
     def _init(
@@ -141,21 +147,18 @@ class Attributions:
 
     def detail(self, name: str) -> np.ndarray:
         """A figure per column, for example "penalty"."""
+        known = next(self.blocks()).details or {}
+        if name not in known:
+            raise AxisError("no such figure", expected=", ".join(known) or "none", got=repr(name))
         return self._gather(lambda block: (block.details or {})[name])
 
     def _gather(self, part: Callable[[Block], np.ndarray]) -> np.ndarray:
         parts = [part(block) for block in self.blocks()]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Weights of some columns, [indices, components], touching only the blocks they lie in."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        found = np.empty((len(wanted), len(self.components)), dtype=np.float32)
-        for position, (start, stop) in enumerate(self.ranges):
-            here = (start <= wanted) & (wanted < stop)
-            if here.any():
-                found[here] = self._load(position).weights[wanted[here] - start]
-        return found
+    def rows(self, columns: Sequence[int | str] | np.ndarray) -> np.ndarray:
+        """Weights of some columns, [columns, components], touching only the blocks they lie in."""
+        return self._pick(self._positions(columns))["weights"]
 
     def predict(self, masks: np.ndarray) -> np.ndarray:
         """Predicted outputs under masks.
@@ -174,18 +177,18 @@ class Attributions:
         parts = [_predict(block, masks) for block in self.blocks()]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
-    def subset(self, columns: Sequence[int] | np.ndarray) -> Attributions:
+    def subset(self, columns: Sequence[int | str] | np.ndarray) -> Attributions:
         """The attributions of some columns, in memory; they remember where they come from."""
-        chosen = np.asarray(columns, dtype=np.int64)
-        block = self._whole()
+        chosen = self._positions(columns)
+        block = Block.from_arrays(0, self._pick(chosen))
         return Attributions(
-            block.weights[chosen],
-            block.intercept[chosen],
+            block.weights,
+            block.intercept,
             self.components,
             self.columns.subset(chosen),
             self.output,
-            errors=None if block.errors is None else block.errors[chosen],
-            details={key: value[chosen] for key, value in (block.details or {}).items()},
+            errors=block.errors,
+            details=block.details,
             provenance=self.provenance,
         )
 
@@ -249,16 +252,24 @@ class Attributions:
             raise AxisError("no such column", expected=known, got=repr(column))
         return position
 
+    def _positions(self, columns: Sequence[int | str] | np.ndarray) -> np.ndarray:
+        if not len(columns):
+            raise AxisError("no columns", expected="at least one, by position or name", got="none")
+        return np.array([self._position(column) for column in columns], dtype=np.int64)
+
+    def _pick(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """All arrays of some columns, by name; reads only the blocks they lie in."""
+        found: dict[str, np.ndarray] = {}
+        for number, (start, stop) in enumerate(self.ranges):
+            here = (start <= positions) & (positions < stop)
+            for key, array in self._load(number).arrays().items() if here.any() else ():
+                empty = np.empty((len(positions), *array.shape[1:]), array.dtype)
+                found.setdefault(key, empty)[here] = array[positions[here] - start]
+        return found
+
     def _block_of(self, column: int) -> tuple[int, Block]:
         position = next(i for i, (start, stop) in enumerate(self.ranges) if start <= column < stop)
         return self.ranges[position][0], self._load(position)
-
-    def _whole(self) -> Block:
-        blocks = list(self.blocks())
-        if len(blocks) == 1:
-            return blocks[0]
-        joined = {key: np.concatenate([b.arrays()[key] for b in blocks]) for key in blocks[0].arrays()}
-        return Block.from_arrays(0, joined)
 
     def save(self, directory: str | Path) -> Path:
         """Write to a folder, block by block; equal attributions may be there already."""
@@ -279,7 +290,7 @@ class Attributions:
         components = Axis.from_json(index["components"], str(folder / "index.json"))
         columns = Axis.from_json(index["columns"], str(folder / "index.json"))
         entries = index["blocks"]
-        ranges = [(int(e["start"]), int(e["stop"])) for e in entries]
+        ranges = _ranges(entries, len(columns), folder / "index.json")
 
         @lru_cache(maxsize=2)
         def load(position: int) -> Block:
@@ -302,7 +313,7 @@ def write_blocks(
     entries = []
     for number, block in enumerate(blocks):
         arrays, name = block.arrays(), f"{number:06d}.safetensors"
-        write_once(folder / name, lambda path, arrays=arrays: save_file(arrays, path))  # type: ignore[misc]
+        write_arrays_once(folder / name, arrays)
         digests = {key: digest_array(value) for key, value in arrays.items()}
         entries.append(
             {"file": name, "start": block.start, "stop": block.start + len(block), "digests": digests}
@@ -352,14 +363,44 @@ def _read_index(path: Path) -> dict[str, Any]:
         "blocks": list,
         "provenance": dict,
     }
-    index = require_keys(read_json(path, "index of attributions"), keys, path)
-    if index["format"] > FORMAT:
-        raise StoreError(f"{path} was written by a newer version", expected=FORMAT, got=index["format"])
-    return index
+    index = require_keys(read_json(path, "index of attributions"), {"format": int}, path)
+    if index["format"] > FORMAT:  # before its keys, which may be others
+        raise StoreError(
+            f"{path} was written by a newer version",
+            expected=f"format {FORMAT} or older",
+            got=f"format {index['format']}",
+            todo="upgrade this package",
+        )
+    return require_keys(index, keys, path)
+
+
+def _ranges(entries: list[Any], num_columns: int, path: Path) -> list[tuple[int, int]]:
+    """Columns of each block; they must follow each other and cover all columns."""
+    keys = {"file": str, "start": int, "stop": int, "digests": dict}
+    for entry in entries:
+        require_keys(entry, keys, path)
+        if set(_REQUIRED) - set(entry["digests"]):
+            raise StoreError(f"{path} is damaged", expected=f"digests of {_REQUIRED}", got=entry["digests"])
+        if not _BLOCK_NAME.fullmatch(entry["file"]):
+            raise StoreError(
+                f"{path} names a file that is not a block of this folder",
+                expected="a name such as 000000.safetensors",
+                got=repr(entry["file"]),
+            )
+    ranges = [(entry["start"], entry["stop"]) for entry in entries]
+    ends = [0, *(stop for _, stop in ranges)]
+    if [start for start, _ in ranges] != ends[:-1] or ends != sorted(set(ends)) or ends[-1] != num_columns:
+        raise StoreError(
+            f"{path} is damaged: its blocks do not cover the columns",
+            expected=f"ranges that follow each other from 0 to {num_columns}",
+            got=str(ranges)[:200],
+            todo="remove the folder, fit again",
+        )
+    return ranges
 
 
 def _read_block(folder: Path, entry: dict[str, Any], components: int) -> Block:
-    path = folder / Path(entry["file"]).name
+    path = folder / entry["file"]
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError) as error:

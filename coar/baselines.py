@@ -89,7 +89,8 @@ def gradient_x_parameter(
     """
     name = require_output(output, list(experiment.columns))
     task, columns = experiment.task, experiment.columns[name]
-    model = copy.deepcopy(task.model).to(experiment.device).requires_grad_(False)
+    # In float32 like the rows of a study, and like the batches.
+    model = copy.deepcopy(task.model).to(experiment.device, torch.float32).requires_grad_(False)
     modules = dict(model.named_modules(remove_duplicate=False))
     groups = experiment.component_set.groups
     parameters = [

@@ -32,6 +32,9 @@ Workers = Annotated[int, typer.Option(help="worker processes; 0 runs in this pro
 Name = Annotated[str, typer.Option(help="name of the attributions in the study")]
 
 
+INTERRUPTED = 130
+
+
 class Direction(enum.StrEnum):
     """Which way the targets' outputs are to go."""
 
@@ -47,9 +50,11 @@ def main() -> None:
     except CoarError as error:
         typer.echo(f"coar: {type(error).__name__}: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted; what is finished is kept, the same command goes on from there", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
+            text = "\ninterrupted; what is finished is kept, the same command goes on from there"
+            typer.echo(text, err=True)
+        raise
 
 
 @app.command()

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from safetensors.torch import save_model
 
 from coar.designs import Design, LeaveOneOut
 from coar.errors import DISTRIBUTION, SettingError, StoreError, StudyError
 from coar.experiments.base import Experiment, Runner
-from coar.files import digest_array, partial_path, write_json_once
+from coar.files import digest_array, partial_path, write_arrays_once, write_json_once
 from coar.plan import Plan, make_plan
 from coar.spec import ExecutionSpec, RowsEstimator, StudySpec, differences
 from coar.work import require_storable
@@ -116,7 +115,7 @@ def _write_draft(draft: Path, spec: StudySpec, experiment: Experiment, rows_per_
     for name, values in untouched.items():
         require_storable(values, -1, name, experiment.columns[name].names)
     untouched = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in untouched.items()}
-    save_file(untouched, draft / UNTOUCHED)
+    write_arrays_once(draft / UNTOUCHED, untouched)
     _save_weights(experiment, draft / WEIGHTS)
     record = {
         "format": FORMAT,

@@ -127,8 +127,8 @@ def _fix_errors(
                 fixed = fixed or found
             bar.update(1)
     say(
-        f"\nFixing the {len(errors)} misread images, each by itself, for at most {MAX_DROP:.0%} of accuracy on "
-        f"the images that choose the size:\n" + "\n".join(lines)
+        f"\nFixing the {len(errors)} misread images, each by itself, for at most {MAX_DROP:.0%} of accuracy "
+        f"on the images that choose the size:\n" + "\n".join(lines)
     )
     if fixed:
         say(f"\nThe first of these, {_target(fixed)}: {fixed.summary()}")

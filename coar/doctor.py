@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import tempfile
@@ -102,9 +101,17 @@ def _check_ablation() -> None:
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> Finding:
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    found = {module: _version(module) for module in modules}
+    missing = [module for module, version in found.items() if version is None]
     if missing:
         return Finding(
             "note", f"optional part {name}: {', '.join(missing)} not installed; {install_hint(name)}"
         )
-    return Finding("ok", f"optional part {name}: " + ", ".join(f"{m} {metadata.version(m)}" for m in modules))
+    return Finding("ok", f"optional part {name}: " + ", ".join(f"{m} {v}" for m, v in found.items()))
+
+
+def _version(module: str) -> str | None:
+    try:  # not find_spec: any folder of that name would be found
+        return metadata.version(module)
+    except metadata.PackageNotFoundError:
+        return None

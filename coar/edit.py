@@ -19,7 +19,15 @@ from coar.fingerprints import model_fingerprint
 from coar.gates import Bias, Value, ablated_copy
 
 FORMAT = 1
-_KEYS = {"format": int, "components": list, "names": list, "source": dict, "scores": list, "provenance": dict}
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "names": list,
+    "components": list,
+    "bias": str,
+    "value": (str, int, float),
+    "source": dict,
+    "scores": list,
+    "provenance": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,12 @@ class Edit:
         return ablated_copy(model, components, np.zeros(len(components), dtype=bool), self.bias, self.value)
 
     def effect(self, experiment: Experiment, columns: Sequence[int] | np.ndarray, output: str) -> Effect:
-        """Outputs of some columns of the experiment before and after."""
+        """Outputs of some columns of the experiment before and after.
+
+        Raises:
+            EditError: an experiment with another model, other components or another way of ablating.
+        """
+        self._require_experiment(experiment)
         keep = np.ones((2, len(experiment.components)), dtype=bool)
         keep[1, [experiment.components.positions[name] for name in self.names]] = False
         values = experiment.prepare(experiment.device)(keep)[output][:, np.asarray(columns)]
@@ -116,7 +129,7 @@ class Edit:
             "bias": self.bias,
             "value": self.value,
             "source": dict(self.source),
-            "scores": list(self.scores),
+            "scores": [score if np.isfinite(score) else str(score) for score in self.scores],
             "provenance": dict(self.provenance),
         }
         write_json_once(Path(path), value)
@@ -125,15 +138,39 @@ class Edit:
     @classmethod
     def load(cls, path: str | Path) -> Edit:
         """Read a file written by `save`."""
-        value = require_keys(read_json(Path(path), "edit"), _KEYS, Path(path))
-        if value["format"] > FORMAT:
-            raise StoreError(f"{path} was written by a newer version", expected=FORMAT, got=value["format"])
+        value = require_keys(read_json(Path(path), "edit"), {"format": int}, Path(path))
+        if value["format"] > FORMAT:  # before its keys, which may be others
+            raise StoreError(
+                f"{path} was written by a newer version",
+                expected=f"format {FORMAT} or older",
+                got=f"format {value['format']}",
+                todo="upgrade this package",
+            )
+        require_keys(value, _KEYS, Path(path))
         components = ComponentSet.from_json(value["components"], str(path)) if value["components"] else None
-        scores = tuple(float(score) for score in value["scores"])
-        bias, replaced = value.get("bias", "keep"), value.get("value", "zero")
+        found = tuple(group.name for group in components) if components else tuple(value["names"])
+        if found != tuple(value["names"]):
+            raise StoreError(f"{path} is damaged: names and components differ", got=value["names"])
+        try:
+            scores = tuple(float(score) for score in value["scores"])
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{path} is damaged: scores are not numbers", got=str(error)[:200]) from None
         return cls(
-            tuple(value["names"]), components, bias, replaced, value["source"], scores, value["provenance"]
+            found, components, value["bias"], value["value"], value["source"], scores, value["provenance"]
         )
+
+    def _require_experiment(self, experiment: Experiment) -> None:
+        found = experiment.components.source
+        unlike = [key for key in self.source if key != "slices" and self.source[key] != found.get(key)]
+        missing = [name for name in self.names if name not in experiment.components.positions]
+        if unlike or missing:
+            key = unlike[0] if unlike else "component"
+            raise EditError(
+                f"the edit was made for another experiment: {key} differs",
+                expected=f"{key} {str(self.source[key])[:60] if unlike else missing[0]}",
+                got=f"{key} {str(found.get(key))[:60]}" if unlike else "no component of this name",
+                todo="use the experiment that the edit was made with",
+            )
 
     def _require_components(self) -> ComponentSet:
         if self.components is None:

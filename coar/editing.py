@@ -144,8 +144,8 @@ class Curve:
     def choose(self, max_accuracy_drop: float = 0.005, max_size: int | None = None) -> Edit:
         """The size that does most for the targets while the holdout keeps its accuracy.
 
-        Most targets moved to the wanted side of 0 come first, then the smallest size; where the sign
-        has no meaning, the largest change of the targets' mean output.
+        Most targets moved to the wanted side of 0 come first, then the smallest size; where no target
+        crosses 0, the largest change of the targets' mean output.
 
         Args:
             max_accuracy_drop: on the holdout, as a fraction (0.005 = half a point).
@@ -153,6 +153,7 @@ class Curve:
 
         Raises:
             EditError: no size meets the guard and changes the targets; says the best that could be done.
+                Or the output's sign does not say whether a prediction is right.
         """
         if not self.has_accuracy:
             raise EditError(
@@ -163,14 +164,15 @@ class Curve:
         accuracy = self.accuracy(self.holdout)
         drop = accuracy[0] - accuracy
         gain = self._gain()
-        allowed = (drop <= max_accuracy_drop + 1e-12) & (np.array(self.sizes) <= (max_size or np.inf))
+        largest = self.sizes[-1] if max_size is None else max_size
+        allowed = (drop <= max_accuracy_drop + 1e-12) & (np.array(self.sizes) <= largest)
         useful = allowed & (gain > gain[0])
         if not useful.any():
             raise self._cannot(gain, drop, max_accuracy_drop, max_size)
         candidates = np.flatnonzero(useful)
         done = self._done()
         best = candidates[np.lexsort((np.array(self.sizes)[candidates], -done[candidates]))[0]]
-        if done[best] == done[0]:  # no target crosses 0: take the largest change instead
+        if done[best] <= done[0]:  # no target crosses 0: take the largest change instead
             best = candidates[np.argmax(gain[candidates])]
         return self._edit(int(best), float(drop[best]))
 
@@ -191,7 +193,7 @@ class Curve:
         return EditError(
             "no size of this edit moves the targets within the guard; nothing was applied",
             expected=f"holdout accuracy down by at most {limit:.2%}"
-            + (f", size <= {max_size}" if max_size else ""),
+            + ("" if max_size is None else f", size <= {max_size}"),
             got=f"best for the targets: {self.sizes[best]} components, outputs {gain[best]:+.2f}, "
             f"holdout accuracy down {drop[best]:.2%}",
             todo="allow a larger drop, try smaller sizes, or give more references",
@@ -276,6 +278,8 @@ def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarr
 
 def positions_of(axis: Axis, columns: Columns, what: str) -> np.ndarray:
     """Positions, int64, of columns given by position or name; each once, at least one."""
+    if isinstance(columns, str | int):  # a text would be read letter by letter
+        raise EditError(f"{what} are a list", expected=f"[{columns!r}]", got=repr(columns))
     found = [axis.positions.get(c, -1) if isinstance(c, str) else int(c) for c in columns]
     bad = [c for c, position in zip(columns, found, strict=True) if not 0 <= position < len(axis)]
     if bad or not found or len(set(found)) != len(found):

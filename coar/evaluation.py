@@ -111,7 +111,7 @@ class Evaluation:
         means = self.means()
         fractions = list(self.truth)
         width = max(len(method) for method in [*self.methods, "method"])
-        lines = [f"{'method':<{width}}" + "".join(f"  {f'ablate {f:.0%}':>18}" for f in fractions)]
+        lines = [f"{'method':<{width}}" + "".join(f"  {f'ablate {100 * f:.4g}%':>18}" for f in fractions)]
         lines.append("-" * len(lines[0]))
         for method in self.methods:
             part = means[means.method == method].set_index("ablation_fraction")
@@ -171,6 +171,8 @@ def evaluate(
     """
     if num_rows < 3:
         raise FitError("a correlation needs rows", expected="at least 3", got=num_rows)
+    if not len(ablation_fractions):
+        raise SettingError("nothing to evaluate at", expected="ablation_fractions=[0.05, 0.1]", got="[]")
     output, columns, positions = _common_columns(experiment, methods)
     truth: dict[float, np.ndarray] = {}
     predictions: dict[str, dict[float, np.ndarray]] = {method: {} for method in methods}

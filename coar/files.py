@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from coar.errors import SettingError, StoreError
 
@@ -99,6 +101,20 @@ def write_once(path: Path, write: Callable[[Path], None]) -> bool:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_arrays_once(path: Path, arrays: dict[str, np.ndarray], header: str = "") -> bool:
+    """Write a safetensors file with `write_once`; `header` is kept under the metadata key "coar"."""
+    # One metadata key: safetensors writes several in random order, and equal files must be equal bytes.
+    metadata = {"coar": header} if header else None
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(arrays, partial, metadata)
+        except SafetensorError as error:  # how it reports a full disk, among others
+            raise OSError(str(error)) from error
+
+    return write_once(path, write)
 
 
 def write_json_once(path: Path, value: Any) -> bool:

@@ -87,7 +87,7 @@ def edit_examples(
     curve = ranking.sweep(experiment, sizes, holdout, progress=progress)
     edit = curve.choose(max_accuracy_drop)
     effect = edit.effect(experiment, where[chosen], output)
-    if not ((effect.after > 0) == (direction == "raise")).any():
+    if _done(effect.after, direction) <= _done(effect.before, direction):
         raise EditError(
             "no size of this edit moves a target across 0 within the guard; nothing was applied",
             expected=f"holdout accuracy down by at most {max_accuracy_drop:.2%}",
@@ -95,6 +95,11 @@ def edit_examples(
             todo="allow a larger drop, or use attributions from more rows",
         )
     return EditResult(edit, curve, effect, edit.effect(experiment, where[report], output))
+
+
+def _done(outputs: np.ndarray, direction: Direction) -> int:
+    """How many outputs are on the wanted side of 0."""
+    return int(((outputs > 0) == (direction == "raise")).sum())
 
 
 def _split(

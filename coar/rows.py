@@ -80,7 +80,7 @@ class StoredArray:
         self, store: Store, items: Sequence[Item], output: str | None, untouched: Mapping[str, np.ndarray]
     ):
         self._store, self._items, self._output, self._untouched = store, items, output, untouched
-        counts = [len(store.read(item).rows) for item in items]
+        counts = [store.count(item) for item in items]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         width = store.num_components if output is None else store.num_columns[output]
         self.shape = (int(self._starts[-1]), width)

@@ -119,6 +119,11 @@ class StudySpec(Setting):
         """Digest of what may not differ between runs: all but execution and the number of rows."""
         return digest_json(self.identity())
 
+    @property
+    def rebuildable(self) -> bool:
+        """Whether the experiment can be made again from this spec alone."""
+        return isinstance(self.experiment, CustomExperimentSpec) or self.experiment.task.factory is not None
+
     def identity(self) -> dict[str, Any]:
         """The parts that the digest covers."""
         value = self.to_json()

@@ -3,7 +3,7 @@
     runs/digits/
       spec.json, provenance.json      written before any worker starts; see coar.study
       extensions/000001.json          more rows, asked for later
-      shards/000017.safetensors       rows, masks, outputs; header: format, spec digest, digests, record
+      shards/000017.safetensors       rows, masks, outputs; header: format, study digest, digests, record
       failures/000000412.json         rows whose outputs could not be stored
 
 A shard holds the arrays `rows` int64 [k], `masks` uint8 [k, ceil(components / 8)] (bit i of a row is
@@ -13,6 +13,7 @@ A float16 output is the difference to the untouched output.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,17 +22,16 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from coar.errors import OutputError, StoreError
+from coar.errors import CoarError, OutputError, StoreError
 from coar.files import (
     canonical_json,
     digest_array,
+    digest_json,
     read_json,
     require_keys,
-    sha256,
+    write_arrays_once,
     write_json_once,
-    write_once,
 )
 
 FORMAT = 1
@@ -72,7 +72,7 @@ class Store:
 
     Args:
         directory: the study's folder.
-        spec_digest: shards of another spec are refused.
+        study_digest: of the spec, the model and the data; shards of another study are refused.
         num_components: second axis of the masks.
         num_columns: per output, second axis of its array.
         dtypes: per output, "float32" or "float16".
@@ -81,13 +81,13 @@ class Store:
     def __init__(
         self,
         directory: Path,
-        spec_digest: str,
+        study_digest: str,
         num_components: int,
         num_columns: Mapping[str, int],
         dtypes: Mapping[str, str],
     ) -> None:
         self.directory = directory
-        self.spec_digest = spec_digest
+        self.study_digest = study_digest
         self.num_components = num_components
         self.num_columns = dict(num_columns)
         self.dtypes = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
@@ -112,14 +112,13 @@ class Store:
         header = {
             "format": FORMAT,
             "rows": [item.start, item.stop],
-            "spec": self.spec_digest,
+            "study": self.study_digest,
             "record": shard.record,
             "digests": {name: digest_array(array) for name, array in arrays.items()},
         }
-        text = canonical_json(header).decode()
-        metadata = {"coar": text, "digest": sha256(text.encode())}
+        signed = canonical_json({"header": header, "digest": digest_json(header)}).decode()
         try:
-            return write_once(self.path(item.index), lambda path: save_file(arrays, path, metadata))
+            return write_arrays_once(self.path(item.index), arrays, signed)
         except StoreError as error:
             if "holds something else" not in error.what:
                 raise
@@ -141,11 +140,11 @@ class Store:
         """
         path = self.path(item.index)
         header, arrays = _load(path)
-        if header["spec"] != self.spec_digest:
+        if header["study"] != self.study_digest:
             raise StoreError(
                 f"{path} belongs to another study",
-                expected=f"spec {self.spec_digest[:12]}",
-                got=f"spec {str(header['spec'])[:12]}",
+                expected=f"study {self.study_digest[:12]}",
+                got=f"study {str(header['study'])[:12]}",
                 todo="remove it and run again",
             )
         if header["rows"] != [item.start, item.stop]:
@@ -156,6 +155,11 @@ class Store:
         masks = np.unpackbits(arrays["masks"], axis=1, count=self.num_components, bitorder="little")
         outputs = {name: arrays[_OUTPUT + name] for name in self.dtypes}
         return Shard(arrays["rows"], masks.view(bool), outputs, header["record"])
+
+    def count(self, item: Item) -> int:
+        """How many rows a shard holds, from its header alone; `read` checks the contents."""
+        with _opened(self.path(item.index)) as file:
+            return int(file.get_slice("rows").get_shape()[0])
 
     def _verify(self, path: Path, item: Item, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         count = len(arrays.get("rows", ()))
@@ -184,8 +188,9 @@ class Store:
 
     def fail(self, row: int, error: OutputError) -> None:
         """Record that a row's outputs cannot be stored."""
-        value = {"format": FORMAT, "row": row, "what": error.what, "got": str(error.got)}
-        write_json_once(self.directory / "failures" / f"{row:09d}.json", value)
+        path = self.directory / "failures" / f"{row:09d}.json"
+        if not path.exists():  # the same row may fail again, with another NaN
+            write_json_once(path, {"format": FORMAT, "row": row, "what": error.what, "got": str(error.got)})
 
     def failures(self) -> Iterator[dict[str, Any]]:
         """Records of failed rows, by row."""
@@ -205,21 +210,26 @@ def first_unstorable(values: np.ndarray, dtype: str) -> int | None:
     return int(np.argmax(bad)) if bad.any() else None
 
 
-def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            yield file
     except FileNotFoundError:
         raise StoreError(
             f"{path} is missing", todo="run the study again: only what is missing is done"
         ) from None
     except (SafetensorError, OSError, ValueError, TypeError) as error:
+        if isinstance(error, CoarError):
+            raise
         raise _damaged(path, "a complete shard", str(error)[:200]) from None
-    text = metadata.get("coar", "")
-    if metadata.get("digest") != sha256(text.encode()):
-        raise _damaged(path, "a header as it was written", "other contents: the digest differs")
-    header = json.loads(text)
+
+
+def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    header = _header(metadata.get("coar", "{}"), path)
     if header["format"] > FORMAT:
         raise StoreError(
             f"{path} was written by a newer version",
@@ -228,6 +238,14 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             todo="upgrade this package",
         )
     return header, arrays
+
+
+def _header(text: str, path: Path) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        signed = json.loads(text)
+        if signed["digest"] == digest_json(signed["header"]):
+            return dict(signed["header"])
+    raise _damaged(path, "a header as it was written", "other contents: the digest differs")
 
 
 def _damaged(path: Path, expected: str, got: str) -> StoreError:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,15 @@ from coar.errors import OutputError, SettingError, StoreError, StudyError
 from coar.executors.base import Executor
 from coar.executors.serial import Serial
 from coar.experiments.base import Experiment
-from coar.files import digest_array, read_json, remove_abandoned, require_keys, safe_name, write_json_once
+from coar.files import (
+    digest_array,
+    digest_json,
+    read_json,
+    remove_abandoned,
+    require_keys,
+    safe_name,
+    write_json_once,
+)
 from coar.plan import Status
 from coar.progress import progress_bar
 from coar.rows import StoredArray
@@ -70,10 +77,10 @@ class Study:
         columns = self.provenance["columns"].items()
         self.columns = {name: Axis.from_json(value, str(path)) for name, value in columns}
         self.untouched = self._read_untouched()
-        self._allow_import = allow_import
-        self._experiment = experiment
+        self.allow_import = allow_import
+        self._experiment: Experiment | None = None
         if experiment is not None:
-            require_same_experiment(self.provenance["fingerprint"], experiment.fingerprint())
+            self._use(experiment)
 
     def __repr__(self) -> str:
         return f"Study({str(self.directory)!r}, {self.num_rows} rows, {len(self.components)} components)"
@@ -132,8 +139,9 @@ class Study:
     ) -> Study:
         if not (directory / "spec.json").exists():
             write_study(directory, spec, experiment, rows_per_shard)
-        study = cls(directory, experiment)
+        study = cls(directory)
         study._require_spec(spec)
+        study._use(experiment)
         return study
 
     @classmethod
@@ -159,16 +167,18 @@ class Study:
             )
         return cls(Path(directory), experiment, allow_import)
 
-    @cached_property
+    def _use(self, experiment: Experiment) -> None:
+        require_same_experiment(self.provenance["fingerprint"], experiment.fingerprint())
+        self._experiment = experiment
+
+    @property
     def experiment(self) -> Experiment:
         """The experiment; built from the spec (which imports the code it names) unless it was given."""
         if self._experiment is None:
             weights = self.directory / WEIGHTS
-            found = build_experiment(
-                self.spec, str(weights) if weights.exists() else None, self._allow_import
-            )
-            require_same_experiment(self.provenance["fingerprint"], found.fingerprint())
-            self._experiment = found
+            found = build_experiment(self.spec, str(weights) if weights.exists() else None, self.allow_import)
+            self._use(found)
+        assert self._experiment is not None
         return self._experiment
 
     @cached_property
@@ -176,7 +186,7 @@ class Study:
         """The shards."""
         return Store(
             self.directory,
-            self.spec.digest,
+            digest_json([self.spec.digest, self.provenance["fingerprint"]]),
             len(self.components),
             {name: len(axis) for name, axis in self.columns.items()},
             {name: output.dtype for name, output in self.spec.outputs.items()},
@@ -294,11 +304,9 @@ class Study:
         return Worker(self._job(batch_size), self.experiment, device)
 
     def _session(self, device: str | torch.device | None, batch_size: int | None) -> StudySession:
-        rebuildable = self.experiment.to_spec().get("task", {"factory": ""}).get("factory") is not None
         asked = device or self.spec.execution.device
         where = self.experiment.device if str(asked) == "auto" else torch.device(asked)
-        sent = None if rebuildable else self.experiment
-        return StudySession(str(self.directory.absolute()), sent, self._allow_import, where, batch_size)
+        return StudySession(self, where, batch_size)
 
     def _job(self, batch_size: int | None = None) -> Job:
         asked = self.spec.execution.batch_size
@@ -341,17 +349,28 @@ class Study:
         return arrays
 
 
-@dataclass(frozen=True)
 class StudySession:
-    """What executors send to workers: a path; and the experiment where no spec can rebuild it."""
+    """How workers get ready: in this process with the study at hand, elsewhere from its folder.
 
-    directory: str
-    experiment: Experiment | None
-    allow_import: Sequence[str] | None
-    device: torch.device
-    batch_size: int | None
+    Pickled, it is a path; and the experiment, only where no spec can rebuild it.
+    """
+
+    def __init__(self, study: Study, device: torch.device, batch_size: int | None) -> None:
+        self._study: Study | None = study
+        self._directory = str(study.directory.absolute())
+        self._allow_import = study.allow_import
+        self._batch_size = batch_size
+        self.device = device
+
+    def __getstate__(self) -> dict[str, Any]:
+        assert self._study is not None
+        rebuildable = self._study.spec.rebuildable
+        return self.__dict__ | {
+            "_study": None,
+            "_experiment": None if rebuildable else self._study.experiment,
+        }
 
     def worker(self, device: torch.device) -> Worker:
-        """Open the study here and prepare its experiment on a device."""
-        study = Study.open(self.directory, self.experiment, self.allow_import)
-        return study.worker(device, self.batch_size)
+        """Prepare the study's experiment on a device."""
+        study = self._study or Study.open(self._directory, self.__dict__["_experiment"], self._allow_import)
+        return study.worker(device, self._batch_size)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from coar.metrics import pearson
 
 COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d96a3")  # told apart in grey as well
 WRONG, RIGHT = "#d1495b", "#1b6ca8"
@@ -34,12 +37,12 @@ def correlation_by_fraction(means: Any, ax: Any = None) -> Any:
         ax: drawn on; None makes a figure.
     """
     ax = ax or new_figure()[1][0]
-    for colour, (method, part) in zip(COLOURS, means.groupby("method", sort=False), strict=False):
+    for colour, (method, part) in zip(cycle(COLOURS), means.groupby("method", sort=False), strict=False):
         ax.plot(part.ablation_fraction, part.correlation, "o-", color=colour, label=method)
         ax.fill_between(part.ablation_fraction, part.low, part.high, color=colour, alpha=0.2, linewidth=0)
     ax.set(xlabel="fraction of components ablated", ylabel="correlation of predicted and true output")
     ax.set_xticks(sorted(set(means.ablation_fraction)))
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
     ax.set_ylim(min(0.0, float(means.low.min())), 1.0)
     ax.legend(frameon=False)
     return _plain(ax)
@@ -51,7 +54,7 @@ def predictions(truth: np.ndarray, predicted: np.ndarray, ax: Any = None, title:
     ax.scatter(predicted, truth, s=14, color=COLOURS[0], alpha=0.7, linewidth=0)
     low, high = min(truth.min(), predicted.min()), max(truth.max(), predicted.max())
     ax.plot([low, high], [low, high], color="#999999", linewidth=1, zorder=0)
-    correlation = np.corrcoef(truth, predicted)[0, 1]
+    correlation = pearson(truth[:, None], predicted[:, None])[0]  # NaN, not a warning, where constant
     ax.set(xlabel="predicted output", ylabel="output of the ablated model", title=title)
     ax.text(0.04, 0.94, f"correlation {correlation:.2f}", transform=ax.transAxes, va="top")
     return _plain(ax)

@@ -1,0 +1,1 @@
+"""Tests of `coar`, one file per module, with slow references (`naive`) and small models (`cases`)."""

@@ -1,0 +1,41 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+
+from coar.task import Task
+
+# The same examples in every run, however slow the machine: a red test stays red until it is mended.
+settings.register_profile("coar", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("coar")
+
+
+@pytest.fixture(scope="session")
+def digits_task() -> Task:
+    """120 held-out digits and a network trained on others, once per session (8 seconds)."""
+    from coar.tasks import digits
+
+    return digits.make_task(num_examples=120)
+
+
+@pytest.fixture
+def require() -> Callable[[str, bool, str], None]:
+    """`require(name, available, reason)` skips a test, but fails it where COAR_REQUIRE lists the name.
+
+    COAR_REQUIRE is comma-separated: the machine that sets it promises to have these things.
+    """
+    return require_or_skip
+
+
+def require_or_skip(name: str, available: bool, reason: str) -> None:
+    if available:
+        return
+    promised = {part.strip() for part in os.environ.get("COAR_REQUIRE", "").split(",")}
+    if name in promised:
+        pytest.fail(f"COAR_REQUIRE promises {name!r}, but {reason}")
+    pytest.skip(f"{name}: {reason}")
