@@ -79,6 +79,13 @@ class Axis:
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Axis:
         """Axis of some entries, in the order given; it still knows what it came from."""
+        if np.asarray(indices).dtype == bool:
+            raise AxisError(
+                f"a subset of {self.kind} is given by positions",
+                expected="whole numbers",
+                got="a bool mask",
+                todo="use np.flatnonzero(mask)",
+            )
         chosen = np.asarray(indices, dtype=np.int64)
         names = [self.names[i] for i in chosen]
         return Axis(
@@ -103,7 +110,7 @@ class Axis:
         if missing:
             raise AxisError(
                 f"{len(missing)} {self.kind} of the {ours} are not in the {theirs}",
-                expected=f"names of the {theirs}, such as {other.names[0]!r}",
+                expected=f"names of the {theirs}, such as {_name(other, 0)}",
                 got=repr(missing[0]),
                 todo=f"use {ours} made for this {theirs}",
             )

@@ -130,6 +130,10 @@ class ComponentSet:
         """bool [components]: True = kept, False for the components given by index or name."""
         mask = np.ones(len(self), dtype=bool)
         for component in ablate:
+            if isinstance(component, bool | np.bool_):
+                raise ComponentError(
+                    "components to ablate are given by index or name", expected="[3, 'conv[7]']", got="a bool mask"
+                )
             index = self.index(component) if isinstance(component, str) else int(component)
             self.locate(index)
             mask[index] = False

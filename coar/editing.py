@@ -189,7 +189,7 @@ class Curve:
         return (positive if self.ranking.direction == "raise" else ~positive).mean(axis=1)
 
     def _cannot(self, gain: np.ndarray, drop: np.ndarray, limit: float, max_size: int | None) -> EditError:
-        best = int(np.argmax(gain))
+        best = 1 + int(np.argmax(gain[1:]))  # size 0 is no edit
         return EditError(
             "no size of this edit moves the targets within the guard; nothing was applied",
             expected=f"holdout accuracy down by at most {limit:.2%}"
@@ -271,9 +271,8 @@ def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarr
         )
     scale = np.sqrt(targets.var(axis=0) / len(targets) + references.var(axis=0) / len(references))
     # A component that is 0 everywhere (never ablated, say) scores 0, not 0 / 0.
-    return np.divide(
-        difference, scale, out=np.where(difference == 0, 0.0, np.sign(difference) * np.inf), where=scale > 0
-    )
+    limit = np.where(difference == 0, 0.0, np.copysign(np.inf, difference))
+    return np.divide(difference, scale, out=limit, where=scale > 0)
 
 
 def positions_of(axis: Axis, columns: Columns, what: str) -> np.ndarray:

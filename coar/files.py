@@ -7,6 +7,7 @@ file, and a killed writer leaves only a `.partial-` file that everybody ignores.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -100,7 +101,8 @@ def write_once(path: Path, write: Callable[[Path], None]) -> bool:
             todo="free space or permissions there, then run again: what is finished is kept",
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # must not hide the error above
+            partial.unlink(missing_ok=True)
 
 
 def write_arrays_once(path: Path, arrays: dict[str, np.ndarray], header: str = "") -> bool:
@@ -183,6 +185,12 @@ def read_json(path: Path, what: str = "file") -> Any:
         raise StoreError(
             f"{path} is not a readable {what}", expected="JSON in UTF-8", got=str(error)[:200]
         ) from None
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(
+            f"cannot read {path}: {error.strerror or error}", expected=f"a {what}", todo="check the path"
+        ) from error
 
 
 def require_keys(value: Any, keys: Mapping[str, type | tuple[type, ...]], path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def digest_value(value: Any) -> str:
         if value.dtype == torch.bfloat16:  # unknown to NumPy
             value = value.view(torch.int16)
         return digest_array(value.numpy())
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
         return digest_array(np.asarray(value))
     if isinstance(value, Mapping):
         return digest_json([[str(key), digest_value(value[key])] for key in sorted(value, key=str)])
@@ -39,6 +39,6 @@ def digest_value(value: Any) -> str:
     raise TaskError(
         "a batch holds something that cannot be recognised again",
         expected="tensors, arrays, numbers, strings, and lists or dictionaries of them",
-        got=type(value).__name__,
+        got="an array of objects" if isinstance(value, np.ndarray) else type(value).__name__,
         todo="let the Task's collate function turn it into a tensor",
     )

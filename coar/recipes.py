@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from coar.errors import SpecError
@@ -28,7 +29,8 @@ def task_factory(function: Callable[..., Task]) -> Callable[..., Task]:
         task = function(*args, **kwargs)
         # Notebooks and nested functions cannot be imported elsewhere: no recipe, as if undecorated.
         if function.__module__ != "__main__" and "<locals>" not in function.__qualname__:
-            arguments = {key: value for key, value in bound.arguments.items() if key != "weights"}
+            arguments = _by_name(bound)
+            arguments.pop("weights", None)
             task.recipe = Recipe(f"{function.__module__}:{function.__qualname__}", _require_json(arguments))
         return task
 
@@ -69,15 +71,9 @@ FACTORY_HELP = """put the task into a function that others can import:
 def import_object(name: str, allow_import: Sequence[str] | None = None) -> Any:
     """Import `package.module:object`; running a spec runs the code it names, so prefixes can be set."""
     module, _, attribute = name.partition(":")
-    if not module or not attribute:
+    if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
         raise SpecError("not an import string", expected="package.module:object", got=repr(name))
-    if allow_import is not None and not any(_under(module, prefix) for prefix in allow_import):
-        raise SpecError(
-            f"the spec asks to import {module}",
-            expected=f"a module under {', '.join(allow_import) or '(none allowed)'}",
-            got=module,
-            todo="allow it with --allow-import PREFIX if you trust the spec",
-        )
+    _require_allowed(module, name, allow_import)
     try:
         found = importlib.import_module(module)
         for part in attribute.split("."):
@@ -88,11 +84,32 @@ def import_object(name: str, allow_import: Sequence[str] | None = None) -> Any:
             got=f"{type(error).__name__}: {error}",
             todo="install it or put its folder on PYTHONPATH",
         ) from error
+    # Again where it is defined: an allowed module is no door to what that module imports itself.
+    home = found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None)
+    _require_allowed(str(home), name, allow_import)
     return found
+
+
+def _require_allowed(module: str, name: str, allow_import: Sequence[str] | None) -> None:
+    if allow_import is not None and not any(_under(module, prefix) for prefix in allow_import):
+        raise SpecError(
+            f"the spec asks to import {module}",
+            expected=f"a module under {', '.join(allow_import) or '(none allowed)'}",
+            got=name,
+            todo="allow it with --allow-import PREFIX if you trust the spec",
+        )
 
 
 def _under(module: str, prefix: str) -> bool:
     return module == prefix or module.startswith(prefix.rstrip(".") + ".")
+
+
+def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
+    arguments = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(name, {}))
+    return arguments
 
 
 def _require_json(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -187,7 +187,12 @@ def _require_length(metadata: Any, length: int) -> Any:
     if isinstance(metadata, Mapping):
         import pandas
 
-        metadata = pandas.DataFrame(dict(metadata))
+        try:
+            metadata = pandas.DataFrame(dict(metadata))
+        except ValueError as error:
+            raise TaskError(
+                "metadata is not a table", expected="one entry per example in every column", got=str(error)
+            ) from None
     if len(metadata) != length:
         raise TaskError(
             "metadata has the wrong length", expected=f"{length} rows", got=f"{len(metadata)} rows"

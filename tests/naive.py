@@ -131,7 +131,7 @@ def _gradient_row(experiment, output, example, position):
         for parameter, dimension in gated_parameters:
             for entry in entries(group, number) if parameter.grad is not None else ():
                 product = parameter.grad.select(dimension, entry) * parameter.select(dimension, entry)
-                total += float(product.double().sum())
+                total += float(product.detach().double().sum())
         row.append(total)
     return row
 

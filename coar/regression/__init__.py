@@ -1,6 +1,6 @@
 """One linear model per column, from the rows of a study."""
 
-from coar.regression.fit import fit
+from coar.regression.fitting import fit
 from coar.regression.ridge import Ridge
 
 __all__ = ["Ridge", "fit"]

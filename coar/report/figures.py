@@ -76,7 +76,8 @@ def edit_curve(curve: Any, chosen: int | None = None, ax: Any = None) -> Any:
         ax.axvline(chosen, color="#555555", linewidth=1, linestyle="--")
         ax.text(chosen, ax.get_ylim()[0], " chosen", ha="left", va="bottom", color="#555555")
     handles = [*ax.get_lines()[1:3], other.get_lines()[0]]
-    ax.legend(handles=handles, frameon=False, loc="lower right")
+    # Drawn by the upper Axes, so that neither curve runs over it.
+    other.legend(handles=handles, framealpha=0.9, edgecolor="none", loc="center right")
     return _plain(ax)
 
 

@@ -1,0 +1,46 @@
+"""A model whose attributions one writes down.
+
+`contributions[e][i]` is what component i adds to the output of example e, and nothing else happens:
+the output is positive where the answer counts as right, and ablating components subtracts theirs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from coar.attributions import Attributions
+from coar.discovery import find_components
+from coar.experiments.ablation import ComponentAblation
+from coar.outputs import sign_means_correct
+from coar.recipes import task_factory
+from coar.task import Task
+from coar.testing import LinearSum
+
+
+@sign_means_correct
+def answer(model, batch):
+    return model(batch)
+
+
+@task_factory
+def make_task(contributions: list[list[float]]) -> Task:
+    """Example e is the e-th unit vector, so that it picks the e-th column of the weights."""
+    weight = torch.tensor(contributions).T.contiguous()
+    ids = [f"e{i}" for i in range(len(contributions))]
+    dataset = list(torch.eye(len(contributions)))
+    model = LinearSum(weight).eval()
+    return Task(model, dataset, outputs={"margin": answer}, metadata={"id": ids}, device="cpu")
+
+
+def make_experiment(contributions) -> ComponentAblation:
+    task = make_task(np.asarray(contributions, dtype=float).tolist())
+    return ComponentAblation(task, find_components(task.model, kinds=["neuron"], include=["hidden"]))
+
+
+def make_attributions(contributions, experiment=None, **more) -> Attributions:
+    """The true ones, of `make_experiment(contributions)` unless another experiment is given."""
+    experiment = experiment or make_experiment(contributions)
+    weights = np.asarray(contributions, dtype=float)
+    axes = experiment.components, experiment.columns["margin"]
+    return Attributions(weights, np.zeros(len(weights)), *axes, output="margin", **more)

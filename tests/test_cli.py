@@ -1,0 +1,306 @@
+"""The command line: every verb explains itself, the line runs, errors are short and exit with 1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from coar import cli
+from coar.attributions import Attributions
+from coar.edit import Edit
+from coar.study import Study
+from tests.contributions import make_task
+
+VERBS = "demo doctor components plan init run status extend fit evaluate edit".split()
+
+
+@pytest.fixture
+def coar(monkeypatch, capsys):
+    """`coar("run", folder)` is that command; returns exit status, standard output, standard error."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["coar", *map(str, words)])
+        with warnings.catch_warnings():  # the command line prints them instead
+            warnings.simplefilter("default")
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def works(coar):
+    """As `coar`, for commands that must succeed; returns standard output."""
+
+    def call(*words):
+        status, out, err = coar(*words)
+        assert status == 0, err
+        return out
+
+    return call
+
+
+@pytest.fixture
+def fails(coar):
+    """As `coar`, for commands that must not; returns standard error, which is no traceback."""
+
+    def call(*words):
+        status, out, err = coar(*words)
+        assert status == 1, (status, out, err)
+        assert "Traceback" not in err
+        assert err.startswith("coar: ")
+        return err
+
+    return call
+
+
+def contributions():
+    """Twelve components, forty examples; e0 is wrong because of component 3."""
+    table = np.random.default_rng(0).uniform(0.1, 0.5, size=(40, 12)).round(3)
+    table[:, 3] /= 10
+    table[0, 3] = -9.0
+    return table
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """A spec file whose task is a linear model."""
+    value = {
+        "format": 1,
+        "experiment": {
+            "name": "component_ablation",
+            "task": {
+                "factory": "tests.contributions:make_task",
+                "args": {"contributions": contributions().tolist()},
+            },
+            "components": {"kinds": ["neuron"], "include": ["hidden"], "exclude": []},
+        },
+        "estimator": {"name": "rows", "num_rows": 60},
+        "design": {"name": "bernoulli", "ablation_fraction": 0.2, "seed": 0},
+        "outputs": {"margin": {"dtype": "float32"}},
+    }
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+# ------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_an_example_of_itself(works, verb):
+    text = works(verb, "--help")
+    assert "Usage: coar" in text
+    assert f"Example: coar {verb}" in text
+
+
+def test_the_help_lists_every_verb(works):
+    text = works("--help")
+    assert all(f"  {verb} " in text for verb in VERBS)
+
+
+def test_the_list_of_verbs_here_is_complete():
+    assert sorted(command.callback.__name__ for command in cli.app.registered_commands) == sorted(VERBS)
+
+
+# --------------------------------------------------------------------------------------- the line
+
+
+def test_from_a_spec_to_an_edit(works, spec, tmp_path):
+    study, fix = tmp_path / "study", tmp_path / "fix.json"
+    assert "0 of 60 rows" in works("init", spec, study)
+    assert "0 of 60 rows" in works("status", study)
+    assert "60 of 60 rows" in works("run", study)
+    assert "complete" in works("status", study)
+    assert "60 of 90 rows" in works("extend", study, "--num-rows", 90)
+    assert "90 of 90 rows" in works("run", study)
+    fitted = works("fit", study)
+    assert "40 columns x 12 components" in fitted
+    assert "median R2 on its own rows 1.000" in fitted
+    evaluated = works("evaluate", study, "--fraction", 0.1, "--fraction", 0.2, "--num-rows", 9)
+    assert "ablate 10%" in evaluated
+    assert "ablate 20%" in evaluated
+    assert "9 held-out rows" in evaluated
+    edited = works("edit", study, "--target", "e0", "--save-to", fix)
+    assert "ablating 1 of 12 components: hidden[3]" in edited
+    assert str(fix) in edited
+    assert_edit_fixes_the_target(fix)
+    weights = Attributions.load(Study.open(study).attributions_path("ridge")).weights
+    assert weights == pytest.approx(contributions(), abs=0.05)
+
+
+def assert_edit_fixes_the_target(path):
+    task = make_task(contributions().tolist())
+    edited = Edit.load(path).apply(task.model)
+    batch = task.batch([0])
+    before, after = (float(model(batch).detach()) for model in (task.model, edited))
+    assert before < 0 < after
+    assert after - before == pytest.approx(9.0, abs=1e-5)
+
+
+def test_a_command_given_again_goes_on_from_there(works, spec, tmp_path):
+    works("init", spec, tmp_path / "study")
+    assert "0 of 60 rows" in works("init", spec, tmp_path / "study")
+    works("run", tmp_path / "study")
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "shards").iterdir()}
+    works("run", tmp_path / "study")
+    assert {path: path.stat().st_mtime_ns for path in shards} == shards
+
+
+def test_run_takes_a_batch_size_and_a_device(works, spec, tmp_path):
+    works("init", spec, tmp_path / "study")
+    assert "complete" in works("run", tmp_path / "study", "--batch-size", 7, "--device", "cpu")
+    study = Study.open(tmp_path / "study")
+    assert study.store.read(study.items()[0]).record["batch_size"] == 7
+
+
+@pytest.mark.slow
+def test_run_takes_workers(works, spec, tmp_path):
+    works("init", spec, tmp_path / "study")
+    assert "complete" in works("run", tmp_path / "study", "--workers", 1)
+
+
+def test_attributions_of_several_names_are_evaluated_together(works, spec, tmp_path):
+    study = tmp_path / "study"
+    works("init", spec, study)
+    works("run", study)
+    works("fit", study)
+    works("fit", study, "--name", "second")
+    text = works("evaluate", study, "--name", "ridge", "--name", "second", "--num-rows", 5)
+    assert "ridge" in text
+    assert "second" in text
+    assert "ablate 20%" in text  # the fraction of the study, where none is given
+
+
+def test_rows_may_be_missing_where_one_says_so(works, fails, spec, tmp_path):
+    study = tmp_path / "study"
+    works("init", spec, study)
+    works("run", study)
+    works("extend", study, "--num-rows", 90)
+    assert "90 rows" in fails("fit", study)
+    assert "40 columns" in works("fit", study, "--partial")
+
+
+def test_components_are_listed(works, spec):
+    text = works("components", spec)
+    assert "12 components in 1 groups" in text
+    assert "neuron" in text
+    assert "hidden" in text
+
+
+def test_the_plan_says_time_disk_and_memory_and_writes_nothing(works, spec, tmp_path):
+    text = works("plan", spec)
+    for word in ("60 rows x 40 columns, 12 components", "time ", "disk ", "memory ", "ms a row"):
+        assert word in text
+    assert list(tmp_path.iterdir()) == [spec]
+
+
+def test_the_doctor_reports(works):
+    assert "random masks are those of every other machine" in works("doctor")
+
+
+def test_the_doctor_exits_with_1_where_there_is_a_problem(coar, tmp_path):
+    status, out, _ = coar("doctor", tmp_path / "missing")
+    assert status == 1
+    assert "problem" in out
+
+
+# ----------------------------------------------------------------------------------------- errors
+
+
+def test_imports_that_are_not_allowed_are_refused(works, fails, spec, tmp_path):
+    for words in (("components", spec), ("plan", spec), ("init", spec, tmp_path / "study")):
+        err = fails(*words, "--allow-import", "elsewhere")
+        assert "SpecError" in err
+        assert "tests.contributions" in err
+        assert "a module under elsewhere" in err
+        assert "--allow-import" in err
+    assert not (tmp_path / "study").exists()
+    works("init", spec, tmp_path / "study", "--allow-import", "tests", "--allow-import", "elsewhere")
+    assert "tests.contributions" in fails("run", tmp_path / "study", "--allow-import", "elsewhere")
+    assert "tests.contributions" in fails("evaluate", tmp_path / "study", "--allow-import", "tests.other")
+    works("run", tmp_path / "study", "--allow-import", "tests.contributions")
+
+
+def test_a_missing_study_is_named(fails, tmp_path):
+    for verb in ("run", "status", "fit", "evaluate"):
+        err = fails(verb, tmp_path / "nothing")
+        assert "no study in" in err
+        assert "nothing" in err
+        assert "coar init" in err
+
+
+def test_a_missing_or_broken_spec_is_named(fails, tmp_path):
+    assert "toy.json is missing" in fails("components", tmp_path / "toy.json")
+    (tmp_path / "toy.json").write_text('{"format": 1, "desing": {}}')
+    assert "'desing'" in fails("init", tmp_path / "toy.json", tmp_path / "study")
+
+
+def test_a_folder_that_holds_another_study_is_refused(works, fails, spec, tmp_path):
+    works("init", spec, tmp_path / "study")
+    value = json.loads(spec.read_text())
+    value["design"]["seed"] = 5
+    spec.write_text(json.dumps(value))
+    err = fails("init", spec, tmp_path / "study")
+    assert "another spec" in err
+    assert "design.seed: 5, not 0" in err
+
+
+def test_unreasonable_values_are_refused(works, fails, spec, tmp_path):
+    study = tmp_path / "study"
+    works("init", spec, study)
+    works("run", study)
+    works("fit", study)
+    assert "only grow" in fails("extend", study, "--num-rows", 60)
+    assert "ablation_fraction" in fails("evaluate", study, "--fraction", 1.5)
+    assert "at least 3" in fails("evaluate", study, "--num-rows", 1)
+    assert "file name" in fails("fit", study, "--name", "../x")
+    assert "no such output" in fails("fit", study, "--output", "loss")
+    assert "index.json is missing" in fails("evaluate", study, "--name", "lasso")
+    assert "unknown: 'nobody'" in fails("edit", study, "--target", "nobody", "--save-to", "fix.json")
+    assert not (tmp_path / "fix.json").exists()
+
+
+def test_a_word_that_is_no_verb_is_a_usage_error(coar):
+    status, _, err = coar("explain")
+    assert status == 2
+    assert "No such command 'explain'" in err
+
+
+def test_warnings_are_one_line(coar, spec, tmp_path):
+    value = json.loads(spec.read_text())
+    value["estimator"]["num_rows"] = 8
+    spec.write_text(json.dumps(value))
+    for words in (("init", spec, tmp_path / "study"), ("run", tmp_path / "study")):
+        coar(*words)
+    status, _, err = coar("fit", tmp_path / "study")
+    assert status == 0
+    assert "coar: warning: 8 rows for 12 components" in err
+    assert ".py" not in err
+
+
+def test_an_interrupt_says_that_nothing_is_lost(coar, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coar.doctor.examine", interrupted)
+    status, _, err = coar("doctor")
+    assert status == 130
+    assert "what is finished is kept" in err
+
+
+@pytest.mark.slow
+def test_in_a_shell_an_error_is_a_message_and_exit_status_1(tmp_path):
+    command = [sys.executable, "-c", "from coar.cli import main; main()", "status", str(tmp_path / "none")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stdout == ""
+    assert found.stderr.startswith("coar: StudyError: no study in")
+    assert "Traceback" not in found.stderr

@@ -1,0 +1,212 @@
+"""Regression: equal to the slow definitions, independent of how rows were stored, honest about doubt."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge as SklearnRidge
+
+import coar
+from coar.attributions import Attributions
+from coar.errors import CoarWarning, FitError, SettingError
+from coar.regression import statistics
+from coar.testing import SubsetMean, linear_experiment
+from tests import naive
+
+DESIGN = coar.Bernoulli(ablation_fraction=0.3, seed=2)
+
+
+def run_study(path, experiment, num_rows, design=DESIGN, **kwargs):
+    study = coar.Study.create(path, experiment, design, num_rows, **kwargs)
+    study.run(progress=False)
+    return study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """300 rows of a mean over 15 points: nearly linear in the mask, with real residuals."""
+    return run_study(tmp_path_factory.mktemp("study") / "s", SubsetMean(), 300)
+
+
+def data(study):
+    (values,) = study.outputs.values()
+    return np.asarray(study.masks), np.asarray(values, dtype=np.float64)
+
+
+def test_without_a_penalty_it_is_least_squares(study):
+    fitted = coar.fit(study, coar.Ridge(penalties=0.0))
+    weights, intercept = naive.least_squares(*data(study))
+    np.testing.assert_allclose(fitted.weights, weights, atol=1e-6)
+    np.testing.assert_allclose(fitted.intercept, intercept, atol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 0.1, 3.0])
+def test_with_a_penalty_it_is_ridge_on_standardised_masks(study, penalty):
+    fitted = coar.fit(study, coar.Ridge(penalties=penalty))
+    weights, intercept = naive.ridge(*data(study), penalty)
+    np.testing.assert_allclose(fitted.weights, weights, atol=1e-6)
+    np.testing.assert_allclose(fitted.intercept, intercept, atol=1e-6)
+
+
+def test_scikit_learn_gives_the_same_weights(study):
+    masks, outputs = data(study)
+    deviation = masks.std(axis=0)
+    peer = SklearnRidge(alpha=0.2 * len(masks)).fit((masks - masks.mean(axis=0)) / deviation, outputs)
+    fitted = coar.fit(study, coar.Ridge(penalties=0.2))
+    np.testing.assert_allclose(fitted.weights, peer.coef_ / deviation, atol=1e-6)
+
+
+def test_exact_leave_one_out_is_refitting_without_each_row(tmp_path):
+    study = run_study(tmp_path / "s", SubsetMean(num_points=8, num_features=3), 40)
+    penalties = (0.01, 0.3)
+    errors = np.stack(
+        [np.mean(naive.leave_one_row_out_errors(*data(study), p) ** 2, axis=0) for p in penalties]
+    )
+    for number, penalty in enumerate(penalties):
+        fitted = coar.fit(study, coar.Ridge(penalties=penalty, choose="loo"))
+        np.testing.assert_allclose(fitted.detail("score"), errors[number], rtol=1e-5)
+    chosen = coar.fit(study, coar.Ridge(penalties=penalties, choose="loo")).detail("penalty")
+    np.testing.assert_array_equal(chosen, np.array(penalties)[errors.argmin(axis=0)])
+
+
+def test_gcv_is_close_to_exact_leave_one_out(study):
+    for penalty in (1e-3, 0.1, 1.0):
+        gcv = coar.fit(study, coar.Ridge(penalties=penalty)).detail("score")
+        loo = coar.fit(study, coar.Ridge(penalties=penalty, choose="loo")).detail("score")
+        np.testing.assert_allclose(gcv, loo, rtol=0.05)
+
+
+def test_each_column_chooses_its_own_penalty_as_if_alone(study):
+    together = coar.fit(study)
+    grid = coar.Ridge().grid
+    scores = np.stack([coar.fit(study, coar.Ridge(penalties=p)).detail("score") for p in grid])
+    np.testing.assert_array_equal(together.detail("penalty"), np.array(grid)[scores.argmin(axis=0)])
+
+
+def test_known_attributions_of_a_linear_model_are_found(tmp_path):
+    experiment, truth = linear_experiment()
+    fitted = coar.fit(run_study(tmp_path / "s", experiment, 60))
+    np.testing.assert_allclose(fitted.weights, truth, atol=1e-3)
+    assert fitted.detail("r2").min() > 0.999
+
+
+def test_predictions_are_in_output_units_from_raw_masks(study):
+    masks, outputs = data(study)
+    fitted = coar.fit(study)
+    error = np.mean((fitted.predict(masks) - outputs) ** 2, axis=0)
+    np.testing.assert_allclose(1 - error / outputs.var(axis=0), fitted.detail("r2"), atol=1e-4)
+    np.testing.assert_allclose(fitted.predict(masks).mean(axis=0), outputs.mean(axis=0), atol=1e-6)
+
+
+def test_standard_errors_match_the_spread_over_repeated_noise():
+    """Least squares on one design and fresh noise: the weights scatter as the errors say."""
+    rng = np.random.default_rng(0)
+    masks = rng.random((200, 5)) < 0.7
+    outputs = masks @ rng.normal(size=(5, 1)) + rng.normal(size=(200, 400))
+    block = statistics_of(masks, outputs)
+    fitted = coar.Ridge(penalties=0.0).prepare(block[0]).fit(block[1], 0, list)
+    np.testing.assert_allclose(fitted.weights.std(axis=0), fitted.errors.mean(axis=0), rtol=0.15)
+
+
+def statistics_of(masks, outputs, shift=None):
+    from coar.rows import RowBlock
+
+    shift = np.zeros(outputs.shape[1]) if shift is None else shift
+    rows = RowBlock(np.arange(len(masks)), masks, outputs.astype(np.float32))
+    return statistics.collect([rows], shift, masks.shape[1])
+
+
+def test_the_gram_matrix_is_exact_and_the_rest_is_that_of_float64(study):
+    masks, outputs = data(study)
+    gram, sums = statistics_of(masks, outputs, shift=study.untouched["mean"].astype(np.float64))
+    np.testing.assert_array_equal(gram.gram, masks.astype(np.int64).T @ masks.astype(np.int64))
+    shifted = outputs - study.untouched["mean"]
+    np.testing.assert_allclose(sums.cross, masks.T @ shifted, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(sums.mean, outputs.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(sums.variance, outputs.var(axis=0), rtol=1e-5)
+
+
+def test_the_size_of_shards_does_not_change_a_single_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr("coar.regression.fitting.BLOCK_ROWS", 64)  # so that blocks and shards interleave
+    found = []
+    for size in (1, 50, 64, 300):
+        study = run_study(tmp_path / str(size), SubsetMean(), 300, rows_per_shard=size)
+        found.append(coar.fit(study))
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.weights, found[0].weights)
+        np.testing.assert_array_equal(other.errors, found[0].errors)
+
+
+def test_blocks_of_columns_on_disk_do_not_matter(study, monkeypatch):
+    whole = coar.fit(study)
+    monkeypatch.setattr("coar.regression.fitting.COLUMN_BLOCK_BYTES", 8 * 15 * 2)  # two columns
+    saved = coar.fit(study, save_as="blocks")
+    assert len(saved.ranges) == 3
+    np.testing.assert_allclose(saved.weights, whole.weights, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(saved.errors, whole.errors, rtol=1e-5, atol=1e-7)
+    assert saved.provenance == whole.provenance
+    assert Attributions.load(study.attributions_path("blocks")).columns == whole.columns
+
+
+@pytest.mark.parametrize("num_rows", [10, 15, 16])
+def test_no_penalty_with_too_few_rows_is_refused(tmp_path, num_rows):
+    study = run_study(tmp_path / "s", SubsetMean(), num_rows, coar.Bernoulli(ablation_fraction=0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CoarWarning)
+        with pytest.raises(FitError, match="penalty of 0") as error:
+            coar.fit(study, coar.Ridge(penalties=0.0))
+    assert f"{num_rows} rows" in error.value.got
+
+
+def test_few_rows_give_a_warning_with_the_reason(tmp_path):
+    study = run_study(tmp_path / "s", SubsetMean(), 12)
+    with pytest.warns(CoarWarning, match="12 rows for 15 components"):
+        coar.fit(study)
+
+
+def test_a_component_that_never_varies_gets_weight_zero_and_infinite_error(tmp_path):
+    design = coar.Bernoulli(ablation_fraction=0.02, seed=0)
+    study = run_study(tmp_path / "s", SubsetMean(num_points=10), 40, design)
+    constant = np.asarray(study.masks).all(axis=0)
+    assert 0 < constant.sum() < 10
+    with pytest.warns(CoarWarning, match=f"{constant.sum()} of 10 components"):
+        fitted = coar.fit(study)
+    assert (fitted.weights[:, constant] == 0).all()
+    assert np.isinf(fitted.errors[:, constant]).all()
+    assert np.isfinite(fitted.errors[:, ~constant]).all()
+
+
+def test_columns_at_the_edge_of_the_grid_are_mentioned(study):
+    with pytest.warns(CoarWarning, match="widen"):
+        coar.fit(study, coar.Ridge(penalties=(10.0, 20.0, 40.0)))
+
+
+def test_an_incomplete_study_is_refused_unless_asked(tmp_path):
+    study = coar.Study.create(tmp_path / "s", SubsetMean(), DESIGN, 100, rows_per_shard=10)
+    with pytest.raises(FitError, match="10 of 10 shards"):
+        coar.fit(study)
+    with pytest.raises(FitError, match="too few rows"):
+        coar.fit(study, partial=True)
+
+
+def test_more_rows_sharpen_the_fit(tmp_path):
+    study = run_study(tmp_path / "s", SubsetMean(), 60)
+    before = coar.fit(study)
+    study.extend(600)
+    study.run(progress=False)
+    after = coar.fit(study)
+    assert after.provenance["rows"] == 600
+    assert np.median(after.errors) < 0.5 * np.median(before.errors)
+
+
+@pytest.mark.parametrize("penalties", [-1.0, (), (0.1, -0.1), float("nan"), float("inf"), "0.1"])
+def test_senseless_penalties_are_refused(penalties):
+    with pytest.raises(SettingError, match="penalties"):
+        coar.Ridge(penalties=penalties)
+
+
+def test_an_unknown_output_or_a_bad_name_is_refused(study):
+    with pytest.raises(SettingError, match="mean"):
+        coar.fit(study, output="loss")
+    with pytest.raises(SettingError, match="folder"):
+        coar.fit(study, save_as="../x")
