@@ -155,7 +155,9 @@ def measure_memory(report: Report, study: coar.Study, folder: Path) -> None:
     weights = str(study.directory / "weights.safetensors")
     peaks = {}
     for rows in (200, 2_000) if report.small else (2_000, 20_000):
-        peaks[rows] = 1024 * int(output_of(["-c", MEMORY, str(folder / f"memory-{rows}"), weights, str(rows)]))
+        peaks[rows] = 1024 * int(
+            output_of(["-c", MEMORY, str(folder / f"memory-{rows}"), weights, str(rows)])
+        )
     report.table("memory", [{"rows": rows, "peak": size(peak)} for rows, peak in peaks.items()])
     few, many = peaks.values()
     report.measure("memory", many / few)

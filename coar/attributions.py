@@ -363,6 +363,12 @@ def _read_index(path: Path) -> dict[str, Any]:
         "blocks": list,
         "provenance": dict,
     }
+    if not path.exists():
+        raise StoreError(
+            f"no attributions in {path.parent}: {path.name} is missing",
+            expected="a folder written by Attributions.save or fit(save_as=...)",
+            todo="make them first, for example with `coar fit`",
+        )
     index = require_keys(read_json(path, "index of attributions"), {"format": int}, path)
     if index["format"] > FORMAT:  # before its keys, which may be others
         raise StoreError(

@@ -132,7 +132,9 @@ class ComponentSet:
         for component in ablate:
             if isinstance(component, bool | np.bool_):
                 raise ComponentError(
-                    "components to ablate are given by index or name", expected="[3, 'conv[7]']", got="a bool mask"
+                    "components to ablate are given by index or name",
+                    expected="[3, 'conv[7]']",
+                    got="a bool mask",
                 )
             index = self.index(component) if isinstance(component, str) else int(component)
             self.locate(index)
@@ -195,8 +197,8 @@ def _require_group_fits(group: ComponentGroup, module: nn.Module | None) -> None
             got="no such module" if module is None else f"{type(module).__name__} without it",
             todo="call find_components on this very model; remove weight norm and the like first",
         )
-    size = parameter.shape[group.dimension] if group.dimension < parameter.ndim else 0
-    if group.stop > size or group.offset < 0 or group.count < 1:
+    size = parameter.shape[group.dimension] if 0 <= group.dimension < parameter.ndim else 0
+    if group.stop > size or group.offset < 0 or min(group.count, group.width) < 1:
         raise ComponentError(
             f"components of another model: {group.module}.{group.parameter} has another shape",
             expected=f"at least {group.stop} entries along dimension {group.dimension}",

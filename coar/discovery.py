@@ -84,8 +84,8 @@ def find_components(
     selection = {"kinds": list(kinds), "include": list(include), "exclude": list(exclude)}
     components = ComponentSet(groups, left_out, selection)
     _require_found(components, modules, kinds, include)
-    _require_unshared(components, model)
     components.require_fits(model)
+    _require_unshared(components, model)
     return components
 
 
@@ -152,16 +152,18 @@ def _require_found(
             _refuse_nothing(f"include pattern {pattern!r} finds no component", sorted(seen), kinds)
     if not len(components):
         owners = {type(m).__name__ for m in modules.values() if m._parameters}
-        _refuse_nothing("no component found", sorted(owners), kinds)
+        _refuse_nothing("no component found", sorted(owners), kinds, components.left_out)
 
 
-def _refuse_nothing(what: str, seen: list[str], kinds: Sequence[str]) -> None:
+def _refuse_nothing(what: str, seen: list[str], kinds: Sequence[str], left_out: Sequence[str] = ()) -> None:
     classes = sorted({name.rsplit(".", 1)[1] for kind in kinds for name in _RULES[kind]})
     raise ComponentError(
         what,
         expected=f"layers with {', '.join(kinds)}: {', '.join(classes)}",
         got=", ".join(seen[:8]) or "no module of that name",
-        todo="choose other kinds or patterns, or add a layer type with coar.discovery.component_rule",
+        todo=f"the last Linear is left out unless it is named: include={list(left_out)}"
+        if left_out
+        else "choose other kinds or patterns, or add a layer type with coar.discovery.component_rule",
     )
 
 

@@ -138,7 +138,7 @@ class Edit:
     @classmethod
     def load(cls, path: str | Path) -> Edit:
         """Read a file written by `save`."""
-        value = require_keys(read_json(Path(path), "edit"), {"format": int}, Path(path))
+        value = require_keys(read_json(Path(path), "saved edit"), {"format": int}, Path(path))
         if value["format"] > FORMAT:  # before its keys, which may be others
             raise StoreError(
                 f"{path} was written by a newer version",

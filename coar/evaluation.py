@@ -241,7 +241,12 @@ def _rows_of_study(
     executor: Executor | None,
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    folder = Path(directory) / f"fraction-{design.ablation_fraction:g}-seed-{design.seed}"
-    study = Study.create(folder, experiment, design, num_rows)
+    folder = Path(directory) / f"fraction-{design.ablation_fraction!r}-seed-{design.seed}"
+    if (folder / "spec.json").exists():
+        study = Study.open(folder, experiment)
+        if study.num_rows < num_rows:
+            study.extend(num_rows)
+    else:
+        study = Study.create(folder, experiment, design, num_rows)
     study.run(executor, progress=progress, description=f"held-out, {design.ablation_fraction:g} ablated")
-    return np.asarray(study.masks), np.asarray(study.outputs[output])
+    return study.masks[:num_rows], study.outputs[output][:num_rows]

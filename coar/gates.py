@@ -60,6 +60,10 @@ class ScaledWeights:
 
     def set(self, gates: np.ndarray) -> None:
         """Apply one gate vector [components] (booleans are 0/1 gates) to the groups that change."""
+        if np.shape(gates) != self._current.shape:
+            raise ComponentError(
+                "a gate vector has one gate per component", expected=self._current.shape, got=np.shape(gates)
+            )
         for flat, group in self._groups:
             if not np.array_equal(gates[flat], self._current[flat]):
                 group.set(np.asarray(gates[flat], dtype=np.float64))

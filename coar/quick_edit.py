@@ -55,7 +55,7 @@ def edit_examples(
     direction: Direction = "raise",
     *,
     max_accuracy_drop: float = 0.01,
-    sizes: Sequence[int] = SIZES,
+    sizes: Sequence[int] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> EditResult:
@@ -70,7 +70,7 @@ def edit_examples(
         targets: columns whose outputs are to change, by position or name.
         direction: "raise" (fix) or "lower" (forget).
         max_accuracy_drop: on the half that chooses.
-        sizes: numbers of components to try.
+        sizes: numbers of components to try; default up to 12, or as many as there are.
         seed: of the split.
         progress: show a bar.
 
@@ -84,7 +84,8 @@ def edit_examples(
     untouched = experiment.prepare(experiment.device)(everything)[output][0][where]
     references, holdout, report = _split(untouched, chosen, seed)
     ranking = rank_components(attributions, chosen, references, direction)
-    curve = ranking.sweep(experiment, sizes, holdout, progress=progress)
+    steps = [size for size in SIZES if size <= len(ranking.order)] if sizes is None else sizes
+    curve = ranking.sweep(experiment, steps, holdout, progress=progress)
     edit = curve.choose(max_accuracy_drop)
     effect = edit.effect(experiment, where[chosen], output)
     if _done(effect.after, direction) <= _done(effect.before, direction):

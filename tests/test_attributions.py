@@ -248,6 +248,13 @@ def test_only_the_blocks_concerned_are_read(toy, folder):
         loaded.rows([1])
 
 
+def test_blocks_may_be_larger_in_a_copy(toy, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_BYTES", 2**20)
+    copy = Attributions.load(Attributions.load(folder).save(tmp_path / "copy"))
+    assert np.array_equal(copy.weights, toy.weights)
+    assert np.array_equal(copy.rows([1, 2]), toy.rows([1, 2]))
+
+
 def test_blocks_are_written_as_they_come(tmp_path):
     def blocks():
         for start in range(3):
@@ -298,8 +305,8 @@ def test_a_damaged_index_is_named(folder, how):
 
 
 def test_a_missing_index_is_named(tmp_path):
-    with refused(StoreError, "index.json is missing", "index of attributions"):
-        Attributions.load(tmp_path)
+    with refused(StoreError, "no attributions in", "nowhere", "index.json is missing", "coar fit"):
+        Attributions.load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("key", ["format", "output", "components", "columns", "blocks", "provenance"])

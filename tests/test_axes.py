@@ -126,8 +126,15 @@ def test_a_field_of_another_length_is_refused(values):
 
 @pytest.mark.parametrize(
     "value",
-    [None, [], {}, {"kind": "columns"}, components().to_json() | {"names": None}]
-    + [components().to_json() | {"names": ["a", "a", "a"]}, components().to_json() | {"fields": {"x": [1]}}],
+    [
+        None,
+        [],
+        {},
+        {"kind": "columns"},
+        components().to_json() | {"names": None},
+        components().to_json() | {"names": ["a", "a", "a"]},
+        components().to_json() | {"fields": {"x": [1]}},
+    ],
 )
 def test_a_damaged_axis_names_its_file(value):
     with refused(StoreError, "attributions/index.json", "an axis is damaged"):

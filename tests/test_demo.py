@@ -8,11 +8,13 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import save_model
 
 from coar import demo
 from coar.attributions import Attributions
 from coar.edit import Edit
 from coar.errors import CoarWarning
+from coar.report import figures
 from coar.study import Study
 from coar.tasks import digits
 
@@ -20,16 +22,21 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Folder, what two runs of a small demo said, and the files that each left."""
+def runs(tmp_path_factory, digits_task):
+    """Folder, what two runs of a small demo said, and the files that each left.
+
+    The network is the one that the session has trained already.
+    """
     folder = tmp_path_factory.mktemp("demo")
+    weights = str(tmp_path_factory.mktemp("weights") / "digits.safetensors")
+    save_model(digits_task.model, weights)
+    small = functools.partial(digits.make_task, num_examples=150, weights=weights)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", CoarWarning)  # few rows: the fit says so
         patch.setattr(demo, "NUM_ROWS", 340)
         patch.setattr(demo, "TEST_ROWS", 6)
-        patch.setattr(
-            demo, "digits", SimpleNamespace(make_task=functools.partial(digits.make_task, num_examples=150))
-        )
+        patch.setattr(demo, "MAX_DROP", 0.5)  # so few rows fix nothing for less
+        patch.setattr(demo, "digits", SimpleNamespace(make_task=small))
         said, files = [], []
         for _ in range(2):
             paragraphs: list[str] = []
@@ -77,14 +84,22 @@ def test_a_second_run_runs_no_row_again(runs):
     assert any(path.parent.name == "shards" for path in first)
 
 
+def test_a_digit_is_drawn_with_its_label(digits_task):
+    ax = figures.new_figure()[1][0]
+    digits_task.show(digits_task.dataset[3], ax)
+    image, label = digits_task.dataset[3]
+    assert ax.images[0].get_array().tolist() == image[0].tolist()
+    assert ax.get_title() == f"a {int(label)}"
+
+
 def test_what_it_names_is_there(runs):
     folder, said, _ = runs
-    study = Study.open(folder / "study")
-    assert study.status().complete
-    assert len(Attributions.load(study.attributions_path("ridge")).columns) == 150
-    for line in said[0].split("Written", 1)[1].splitlines():
-        name, _, path = line.strip().partition("  ")
-        if name == "edit":
-            assert Edit.load(path.strip()).names
-        if name == "figure":
-            assert (folder / "figures" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    lines = said[0].split("Written", 1)[1].split("Cost", 1)[0].split("\n")
+    named = dict(line.strip().split(maxsplit=1) for line in lines if line.strip())
+    assert Study.open(named["study"]).status().complete
+    assert len(Attributions.load(named["attributions"]).columns) == 150
+    fixed = " -> " in said[0]  # an image was; if none is, there is nothing to draw and to save
+    assert set(named) == {"study", "attributions"} | ({"edit", "figure"} if fixed else set())
+    if fixed:
+        assert Edit.load(named["edit"]).names
+        assert (folder / "figures" / "demo.png").read_bytes().startswith(b"\x89PNG")

@@ -393,10 +393,10 @@ def saved(edit, tmp_path):
 
 def test_a_missing_or_truncated_file_is_named(saved):
     saved.write_bytes(saved.read_bytes()[:-20])
-    with refused(StoreError, "fix.json is not a readable edit", "JSON"):
+    with refused(StoreError, "fix.json is not a readable saved edit", "JSON"):
         Edit.load(saved)
     saved.unlink()
-    with refused(StoreError, "fix.json is missing", "a edit"):
+    with refused(StoreError, "fix.json is missing", "a saved edit"):
         Edit.load(saved)
 
 

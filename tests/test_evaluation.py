@@ -123,7 +123,9 @@ def test_the_better_method_is_better_and_the_order_gives_the_sign(linear):
     experiment, truth, noisy = linear
     found = quiet(experiment, {"truth": truth, "noisy": noisy})
     forwards, backwards = found.compare("truth", "noisy"), found.compare("noisy", "truth")
+    means = found.means().set_index(["ablation_fraction", "method"]).correlation.unstack()
     assert (forwards.low > 0).all()
+    assert forwards.difference.to_numpy() == pytest.approx((means.truth - means.noisy).to_numpy())
     assert forwards.difference.to_numpy() == pytest.approx(-backwards.difference.to_numpy())
     assert forwards.low.to_numpy() == pytest.approx(-backwards.high.to_numpy())
 
@@ -185,6 +187,22 @@ def test_rows_in_the_directory_are_used_again(linear, tmp_path):
     assert again.predictions["noisy"][0.1].tolist() == first.predictions["noisy"][0.1].tolist()
     quiet(experiment, {"noisy": noisy}, [0.1, 0.2], directory=tmp_path, executor=counting)
     assert counting.items > 0
+
+
+@pytest.mark.parametrize("num_rows", [20, 5])
+def test_more_rows_are_added_and_fewer_are_the_first_ones(linear, tmp_path, num_rows):
+    experiment, _, noisy = linear
+    quiet(experiment, {"noisy": noisy}, directory=tmp_path, num_rows=12)
+    again = quiet(experiment, {"noisy": noisy}, directory=tmp_path, num_rows=num_rows)
+    assert again.table.equals(quiet(experiment, {"noisy": noisy}, num_rows=num_rows).table)
+
+
+def test_fractions_that_differ_a_little_are_kept_apart(linear, tmp_path):
+    experiment, _, noisy = linear
+    fractions = [0.3, 0.3000000001]
+    on_disk = quiet(experiment, {"noisy": noisy}, fractions, directory=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert on_disk.table.equals(quiet(experiment, {"noisy": noisy}, fractions).table)
 
 
 def test_the_model_is_not_touched(linear, tmp_path):

@@ -76,6 +76,14 @@ def test_the_split_depends_on_the_seed_alone():
     assert parts(first) != parts(other)
 
 
+def test_few_components_are_enough():
+    contributions = toy()[2][:, :3]
+    experiment = make_experiment(contributions)
+    result = edit_examples(experiment, make_attributions(contributions, experiment), ["e0"])
+    assert result.edit.names == ("hidden[0]",)
+    assert result.curve.sizes == (0, 1, 2, 3)
+
+
 def test_an_answer_can_be_forgotten():
     experiment, truth, _ = toy(target=(4.0, -1.0, -0.5))
     result = edit_examples(experiment, truth, ["e0"], "lower")

@@ -43,7 +43,9 @@ class TestTaskFactory:
         assert build_task(task.recipe, weights="there.safetensors").model.weights_path == "there.safetensors"
 
     def test_without_such_a_parameter_gets_no_weights(self):
-        assert build_task(cases.make_task("mlp").recipe, weights="there.safetensors").recipe.args == {"name": "mlp"}
+        assert build_task(cases.make_task("mlp").recipe, weights="there.safetensors").recipe.args == {
+            "name": "mlp"
+        }
 
     def test_takes_any_named_arguments(self):
         task = open_task(depth=2, name="a")
@@ -59,7 +61,9 @@ class TestTaskFactory:
 
     @pytest.mark.parametrize("argument", [object(), {1, 2}, torch.zeros(1)])
     def test_refuses_arguments_that_a_spec_cannot_hold(self, argument):
-        with refused(SpecError, "JSON values", "numbers, strings", type(argument).__name__, "inside the factory"):
+        with refused(
+            SpecError, "JSON values", "numbers, strings", type(argument).__name__, "inside the factory"
+        ):
             tiny_task(argument)
 
     def test_keeps_its_name_and_docstring(self):
@@ -83,7 +87,9 @@ class TestImportObject:
         assert import_object("tests.cases:make_task") is cases.make_task
         assert import_object("tests.cases:Case.experiment") is cases.Case.experiment
 
-    @pytest.mark.parametrize("name", ["", "tests.cases", "tests.cases:", ":make_task", ".cases:make_task", "a b:c"])
+    @pytest.mark.parametrize(
+        "name", ["", "tests.cases", "tests.cases:", ":make_task", ".cases:make_task", "a b:c"]
+    )
     def test_refuses_what_is_no_import_string(self, name):
         with refused(SpecError, "not an import string", "package.module:object", repr(name)):
             import_object(name)
@@ -113,7 +119,9 @@ class TestAllowImport:
         assert not ran.exists()
         assert "evil_module" not in sys.modules
 
-    @pytest.mark.parametrize("name", ["coar.files:os.system", "coar.files:os", "coar.files:Path", "coar.files:json.loads"])
+    @pytest.mark.parametrize(
+        "name", ["coar.files:os.system", "coar.files:os", "coar.files:Path", "coar.files:json.loads"]
+    )
     def test_an_allowed_module_is_no_door_to_what_it_imports_itself(self, name):
         with refused(SpecError, "asks to import", "a module under coar", name, "--allow-import PREFIX"):
             import_object(name, ["coar"])
@@ -130,6 +138,8 @@ class TestAllowImport:
             """)
         )
         monkeypatch.syspath_prepend(tmp_path)
-        task = build_task(Recipe("my_tasks_of_test:make_task", {"scale": 2.0}), allow_import=["my_tasks_of_test"])
+        task = build_task(
+            Recipe("my_tasks_of_test:make_task", {"scale": 2.0}), allow_import=["my_tasks_of_test"]
+        )
         assert task.dataset[0].item() == 2.0
         assert task.recipe == Recipe("my_tasks_of_test:make_task", {"scale": 2.0})

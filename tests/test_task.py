@@ -41,7 +41,9 @@ class TestModel:
         task = make_task("residual")
         task.model.get_submodule(part).training = True
         name = part or "the model itself"
-        with refused(TaskError, "train mode", "eval mode", f"1 modules in train mode, first: {name}", "eval()"):
+        with refused(
+            TaskError, "train mode", "eval mode", f"1 modules in train mode, first: {name}", "eval()"
+        ):
             small_task(task.model)
 
     @pytest.mark.parametrize("model", [None, "resnet", lambda x: x])

@@ -1,0 +1,1 @@
+"""Experiments: mask -> outputs. The only place where ablation and its siblings differ."""

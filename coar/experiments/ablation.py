@@ -111,6 +111,8 @@ class ComponentAblation:
             )
         if precision not in DTYPES:
             raise SettingError("unknown precision", expected=" or ".join(DTYPES), got=precision)
+        if batch_size is not None and batch_size < 1:
+            raise SettingError("batch_size out of range", expected="at least 1 example", got=batch_size)
         return AblationRunner(self, device, batch_size, precision)
 
 
@@ -154,7 +156,8 @@ class AblationRunner:
 
     def check_repeatable(self) -> None:
         """Run the first batch twice; raise `TaskError` if the model is random."""
-        with torch.inference_mode():
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.inference_mode(), torch.random.fork_rng(devices=devices):
             count, batch = next(iter(self._batches()))
             for name, function in self.task.outputs.items():
                 first, second = (
@@ -212,23 +215,30 @@ class _RunOnce:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._key: Any = None
+        self._inputs: Any = None  # kept, not only their ids: a freed tensor's id may be given to another
         self._result: Any = None
 
     def fresh(self) -> nn.Module:
         """Forget the last result: another mask or batch follows."""
-        self._key = self._result = None
+        self._inputs = self._result = None
         return self  # type: ignore[return-value]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        key = ([id(a) for a in args], {name: id(value) for name, value in kwargs.items()})
-        if key != self._key:
+        if self._inputs is None or not _same_objects(self._inputs, (args, kwargs)):
             self._result = self._model(*args, **kwargs)
-            self._key = key
+            self._inputs = args, kwargs
         return self._result
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+
+def _same_objects(ours: Any, theirs: Any) -> bool:
+    (args, kwargs), (other_args, other_kwargs) = ours, theirs
+    if len(args) != len(other_args) or kwargs.keys() != other_kwargs.keys():
+        return False
+    pairs = [*zip(args, other_args, strict=True), *((kwargs[key], other_kwargs[key]) for key in kwargs)]
+    return all(ours is theirs for ours, theirs in pairs)
 
 
 def per_example(value: Any, count: int, name: str) -> tuple[Tensor, np.ndarray]:

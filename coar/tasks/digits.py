@@ -122,7 +122,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
 def show(item: Any, ax: Any) -> None:
     """Draw an image with its label on a matplotlib Axes."""
     image, label = item
-    ax.imshow(image[0], cmap="gray_r")
+    ax.imshow(image[0].numpy(), cmap="gray_r")
     ax.set_title(f"a {int(label)}")
     ax.set_axis_off()
 
