@@ -13,8 +13,8 @@ PAGE = ROOT / "docs/benchmarks.md"
 HEAD = """# Benchmarks
 
 Made by `python -m benchmarks.docs` from the last full runs in `benchmarks/results/`; do not edit.
-Each section is one `python -m benchmarks.NAME`, which measures ours, the peer and the limit in one process, in
-turn, and exits with 1 where a claim does not hold.
+Each section is one `python -m benchmarks.NAME`, which measures ours, the peer and the limit in one process,
+in turn, and exits with 1 where a claim does not hold.
 """
 
 

@@ -1,73 +1,28 @@
-"""Attributions: one linear model per column, on two axes, in memory or block by block on disk.
-
-attributions/ridge/
-  000000.safetensors        columns 0 .. n: weights [columns, components], intercept, errors, details
-  index.json                format, axes, blocks with digests, provenance; written last
-"""
+"""Attributions: one linear model per column, on two axes, in memory or block by block on disk."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from coar.attribution_blocks import (
+    Block,
+    block_ranges,
+    read_block,
+    read_index,
+    require_shape,
+    split,
+    write_blocks,
+)
 from coar.axes import Axis
-from coar.errors import AxisError, OutputError, StoreError
-from coar.files import digest_array, read_json, require_keys, write_arrays_once, write_json_once
+from coar.errors import AxisError
 
 if TYPE_CHECKING:
     import pandas
-
-FORMAT = 1
-BLOCK_BYTES = 64 * 2**20
-_REQUIRED = ("weights", "intercept")
-_BLOCK_NAME = re.compile(r"\d+\.safetensors")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Attributions of the columns `start <= column < start + len(weights)`.
-
-    Attributes:
-        start: first column.
-        weights: float32 [columns, components], in output units per component kept.
-        intercept: float64 [columns], prediction with every component ablated.
-        errors: standard errors of the weights, float32 [columns, components], or None.
-        details: further figures per column, such as the penalty chosen, float64 [columns] each.
-    """
-
-    start: int
-    weights: np.ndarray
-    intercept: np.ndarray
-    errors: np.ndarray | None = None
-    details: Mapping[str, np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return len(self.weights)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything but the position, by name."""
-        arrays = {
-            "weights": self.weights.astype(np.float32, copy=False),
-            "intercept": self.intercept.astype(np.float64, copy=False),
-        }
-        if self.errors is not None:
-            arrays["errors"] = self.errors.astype(np.float32, copy=False)
-        arrays |= {f"details.{key}": np.asarray(v, np.float64) for key, v in (self.details or {}).items()}
-        return {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-
-    @classmethod
-    def from_arrays(cls, start: int, arrays: dict[str, np.ndarray]) -> Block:
-        """Undo `arrays`."""
-        details = {k.removeprefix("details."): v for k, v in arrays.items() if k.startswith("details.")}
-        return cls(start, arrays["weights"], arrays["intercept"], arrays.get("errors"), details)
 
 
 class Attributions:
@@ -102,7 +57,7 @@ class Attributions:
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         block = Block(0, np.asarray(weights), np.asarray(intercept), errors, details)
-        _require_shape(block, len(columns), len(components), "the arrays given")
+        require_shape(block, len(columns), len(components), "the arrays given")
         block = Block.from_arrays(0, block.arrays())  # as on disk, so that loading changes no number
         self._init([(0, len(columns))], lambda _: block, components, columns, output, provenance)
 
@@ -273,8 +228,7 @@ class Attributions:
 
     def save(self, directory: str | Path) -> Path:
         """Write to a folder, block by block; equal attributions may be there already."""
-        size = max(1, BLOCK_BYTES // (4 * max(1, len(self.components))))
-        pieces = (piece for block in self.blocks() for piece in _split(block, size))
+        pieces = (piece for block in self.blocks() for piece in split(block, len(self.components)))
         write_blocks(Path(directory), pieces, self.components, self.columns, self.output, self.provenance)
         return Path(directory)
 
@@ -286,51 +240,19 @@ class Attributions:
             StoreError: missing or damaged files, each named.
         """
         folder = Path(directory)
-        index = _read_index(folder / "index.json")
+        index = read_index(folder / "index.json")
         components = Axis.from_json(index["components"], str(folder / "index.json"))
         columns = Axis.from_json(index["columns"], str(folder / "index.json"))
         entries = index["blocks"]
-        ranges = _ranges(entries, len(columns), folder / "index.json")
+        ranges = block_ranges(entries, len(columns), folder / "index.json")
 
         @lru_cache(maxsize=2)
         def load(position: int) -> Block:
-            return _read_block(folder, entries[position], len(components))
+            return read_block(folder, entries[position], len(components))
 
         found = cls.__new__(cls)
         found._init(ranges, load, components, columns, index["output"], index["provenance"])
         return found
-
-
-def write_blocks(
-    folder: Path,
-    blocks: Iterable[Block],
-    components: Axis,
-    columns: Axis,
-    output: str,
-    provenance: Mapping[str, Any],
-) -> None:
-    """Write blocks as they come, and the index last: attributions larger than memory."""
-    entries = []
-    for number, block in enumerate(blocks):
-        arrays, name = block.arrays(), f"{number:06d}.safetensors"
-        write_arrays_once(folder / name, arrays)
-        digests = {key: digest_array(value) for key, value in arrays.items()}
-        entries.append(
-            {"file": name, "start": block.start, "stop": block.start + len(block), "digests": digests}
-        )
-    index = {
-        "format": FORMAT,
-        "output": output,
-        "components": components.to_json(),
-        "columns": columns.to_json(),
-    }
-    write_json_once(folder / "index.json", index | {"blocks": entries, "provenance": dict(provenance)})
-
-
-def _split(block: Block, size: int) -> Iterator[Block]:
-    arrays = block.arrays()
-    for first in range(0, len(block), size):
-        yield Block.from_arrays(block.start + first, {k: v[first : first + size] for k, v in arrays.items()})
 
 
 def _predict(block: Block, masks: np.ndarray) -> np.ndarray:
@@ -340,82 +262,3 @@ def _predict(block: Block, masks: np.ndarray) -> np.ndarray:
 def _cosine(weights: np.ndarray, own: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(weights, axis=1) * np.linalg.norm(own)
     return np.divide(weights @ own, norms, out=np.zeros(len(weights)), where=norms > 0)
-
-
-def _require_shape(block: Block, columns: int, components: int, where: str) -> None:
-    shapes = {"weights": (columns, components), "intercept": (columns,), "errors": (columns, components)}
-    for name, array in block.arrays().items():
-        if array.shape != shapes.get(name, (columns,)):
-            raise AxisError(
-                f"{where}: {name} has the wrong shape", expected=shapes.get(name), got=array.shape
-            )
-        if name in _REQUIRED and not np.isfinite(array).all():
-            column = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise OutputError(f"{where}: {name} of column {column} is not finite", expected="finite numbers")
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    keys = {
-        "format": int,
-        "output": str,
-        "components": dict,
-        "columns": dict,
-        "blocks": list,
-        "provenance": dict,
-    }
-    if not path.exists():
-        raise StoreError(
-            f"no attributions in {path.parent}: {path.name} is missing",
-            expected="a folder written by Attributions.save or fit(save_as=...)",
-            todo="make them first, for example with `coar fit`",
-        )
-    index = require_keys(read_json(path, "index of attributions"), {"format": int}, path)
-    if index["format"] > FORMAT:  # before its keys, which may be others
-        raise StoreError(
-            f"{path} was written by a newer version",
-            expected=f"format {FORMAT} or older",
-            got=f"format {index['format']}",
-            todo="upgrade this package",
-        )
-    return require_keys(index, keys, path)
-
-
-def _ranges(entries: list[Any], num_columns: int, path: Path) -> list[tuple[int, int]]:
-    """Columns of each block; they must follow each other and cover all columns."""
-    keys = {"file": str, "start": int, "stop": int, "digests": dict}
-    for entry in entries:
-        require_keys(entry, keys, path)
-        if set(_REQUIRED) - set(entry["digests"]):
-            raise StoreError(f"{path} is damaged", expected=f"digests of {_REQUIRED}", got=entry["digests"])
-        if not _BLOCK_NAME.fullmatch(entry["file"]):
-            raise StoreError(
-                f"{path} names a file that is not a block of this folder",
-                expected="a name such as 000000.safetensors",
-                got=repr(entry["file"]),
-            )
-    ranges = [(entry["start"], entry["stop"]) for entry in entries]
-    ends = [0, *(stop for _, stop in ranges)]
-    if [start for start, _ in ranges] != ends[:-1] or ends != sorted(set(ends)) or ends[-1] != num_columns:
-        raise StoreError(
-            f"{path} is damaged: its blocks do not cover the columns",
-            expected=f"ranges that follow each other from 0 to {num_columns}",
-            got=str(ranges)[:200],
-            todo="remove the folder, fit again",
-        )
-    return ranges
-
-
-def _read_block(folder: Path, entry: dict[str, Any], components: int) -> Block:
-    path = folder / entry["file"]
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path} is missing or damaged", got=str(error)[:200], todo="fit again") from None
-    for name, digest in entry["digests"].items():
-        if name not in arrays or digest_array(arrays[name]) != digest:
-            raise StoreError(
-                f"{path} is damaged: {name} is not what was written", todo="remove the folder, fit again"
-            )
-    block = Block.from_arrays(entry["start"], arrays)
-    _require_shape(block, entry["stop"] - entry["start"], components, str(path))
-    return block

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from coar.attributions import Attributions
 from coar.components import ComponentGroup
 from coar.designs import LeaveOneOut
-from coar.errors import OutputError
+from coar.errors import OutputError, SettingError
 from coar.executors.base import Executor
 from coar.experiments.ablation import ComponentAblation, move, per_example
 from coar.experiments.base import Experiment
@@ -86,7 +86,18 @@ def gradient_x_parameter(
 
     Equals the derivative at g = 1 of a gate g that scales those parameters: the weights, and with
     `bias="ablate"` the biases too. One backward pass per column, by plain autograd.
+
+    Raises:
+        OutputError: the output has no gradient.
+        SettingError: the experiment replaces units by a constant, which no scaled parameter does.
     """
+    if experiment.value != "zero":
+        raise SettingError(
+            "gradient x parameter is the derivative of a gate that scales to zero",
+            expected='an experiment with value="zero"',
+            got=f"value={experiment.value}",
+            todo="use leave_one_out",
+        )
     name = require_output(output, list(experiment.columns))
     task, columns = experiment.task, experiment.columns[name]
     # In float32 like the rows of a study, and like the batches.

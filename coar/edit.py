@@ -17,6 +17,7 @@ from coar.experiments.base import Experiment
 from coar.files import read_json, require_keys, write_json_once
 from coar.fingerprints import model_fingerprint
 from coar.gates import Bias, Value, ablated_copy
+from coar.work import require_storable
 
 FORMAT = 1
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -117,8 +118,10 @@ class Edit:
         self._require_experiment(experiment)
         keep = np.ones((2, len(experiment.components)), dtype=bool)
         keep[1, [experiment.components.positions[name] for name in self.names]] = False
-        values = experiment.prepare(experiment.device)(keep)[output][:, np.asarray(columns)]
-        return Effect(values[0], values[1])
+        values = experiment.prepare(experiment.device)(keep)[output]
+        for number, row in enumerate(values):
+            require_storable(row, number, output, experiment.columns[output].names)
+        return Effect(*values[:, np.asarray(columns)])
 
     def save(self, path: str | Path) -> Path:
         """Write a JSON file; an equal one may be there already."""

@@ -19,6 +19,7 @@ from coar.edit import Edit
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 from coar.progress import progress_bar
+from coar.work import require_storable
 
 if TYPE_CHECKING:
     import pandas
@@ -81,7 +82,9 @@ class Ranking:
         outputs = []
         with progress_bar(len(steps), "sweep over edit sizes", progress) as bar:
             for size in steps:
-                outputs.append(runner(self.mask(size)[None])[output][0][where])
+                values = runner(self.mask(size)[None])[output][0]
+                require_storable(values, size, output, experiment.columns[output].names)
+                outputs.append(values[where])
                 bar.update(1)
         return Curve(self, experiment, steps, chosen, np.stack(outputs))
 
@@ -291,7 +294,9 @@ def positions_of(axis: Axis, columns: Columns, what: str) -> np.ndarray:
 
 
 def _require_disjoint(axis: Axis, first: np.ndarray, one: str, second: np.ndarray, other: str) -> None:
-    both = np.intersect1d(first, second)
+    # By example, not by column: two tokens of one text do not make two examples.
+    example = axis.fields.get("example", np.arange(len(axis)))
+    both = first[np.isin(example[first], example[second])]
     if len(both):
         raise EditError(
             f"{one} and {other} overlap",

@@ -18,7 +18,7 @@ import numpy as np
 from coar.attributions import Attributions
 from coar.axes import Axis
 from coar.designs import EVALUATION, Bernoulli
-from coar.errors import FitError, SettingError
+from coar.errors import FitError, SettingError, StudyError
 from coar.executors.base import Executor
 from coar.experiments.base import Experiment
 from coar.metrics import bootstrap_means, interval, per_column
@@ -244,9 +244,20 @@ def _rows_of_study(
     folder = Path(directory) / f"fraction-{design.ablation_fraction!r}-seed-{design.seed}"
     if (folder / "spec.json").exists():
         study = Study.open(folder, experiment)
+        _require_design(study, design, output)
         if study.num_rows < num_rows:
             study.extend(num_rows)
     else:
         study = Study.create(folder, experiment, design, num_rows)
     study.run(executor, progress=progress, description=f"held-out, {design.ablation_fraction:g} ablated")
     return study.masks[:num_rows], study.outputs[output][:num_rows]
+
+
+def _require_design(study: Study, design: Bernoulli, output: str) -> None:
+    if study.spec.design != design or output not in study.columns:
+        raise StudyError(
+            f"{study.directory} holds other rows than this evaluation's",
+            expected=f"{design!r}, output {output!r}",
+            got=f"{study.spec.design!r}, outputs {sorted(study.columns)}",
+            todo="choose another directory",
+        )

@@ -174,7 +174,7 @@ def read_json(path: Path, what: str = "file") -> Any:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise StoreError(
-                f"{path} is too large for a {what}",
+                f"{path} is too large to be a {what}",
                 expected=f"at most {MAX_JSON_BYTES} bytes",
                 got=f"{path.stat().st_size} bytes",
             )

@@ -32,6 +32,7 @@ ORDER = [
     "store",
     "rows",
     "work",
+    "attribution_blocks",
     "attributions",
     "progress",
     "plan",

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coar import attributions as module
-from coar.attributions import Attributions, Block, write_blocks
+from coar import attribution_blocks as module
+from coar.attribution_blocks import Block, write_blocks
+from coar.attributions import Attributions
 from coar.axes import Axis
 from coar.errors import AxisError, OutputError, StoreError
+from coar.files import digest_json
 from tests.refused import refused
 
 COMPONENTS = Axis("components", ["a[0]", "a[1]", "b[0]"], {"model": "m"}, {"group": ["a", "a", "b"]})
@@ -358,8 +360,17 @@ def test_a_damaged_entry_of_the_index_is_refused(folder, entry):
         Attributions.load(folder)
 
 
+def test_an_index_changed_behind_its_digest_is_refused(folder):
+    path = folder / "index.json"
+    path.write_text(path.read_text().replace('"margin"', '"martin"').replace('"y"', '"z"'))
+    with refused(StoreError, "index.json", "digest differs"):
+        Attributions.load(folder)
+
+
 def change_index(folder: Path, change) -> None:
+    """Change the index as somebody who knows of its digest would."""
     path = folder / "index.json"
     index = json.loads(path.read_text())
+    del index["digest"]
     change(index)
-    path.write_text(json.dumps(index))
+    path.write_text(json.dumps(index | {"digest": digest_json(index)}))

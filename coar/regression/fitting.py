@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from coar.attributions import Attributions, Block, write_blocks
+from coar.attribution_blocks import Block, write_blocks
+from coar.attributions import Attributions
 from coar.errors import CoarWarning, FitError
 from coar.regression.ridge import Ridge
 from coar.regression.statistics import BLOCK_ROWS, MaskStatistics, collect

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from coar.attributions import Block
+from coar.attribution_blocks import Block
 from coar.errors import FitError
 from coar.regression.statistics import MaskStatistics, OutputStatistics
 from coar.rows import RowBlock
