@@ -122,22 +122,11 @@ def write_arrays_once(path: Path, arrays: dict[str, np.ndarray], header: str = "
 def write_json_once(path: Path, value: Any) -> bool:
     """Write a JSON file with `write_once`, indented for people to read."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    return write_once(path, lambda partial: _write_text(partial, text))
 
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that people read (a table, a figure's caption), replacing an older one whole."""
-    partial = partial_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_text(partial, text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    return write_once(path, write)
 
 
 def _flush(path: Path) -> None:

@@ -17,7 +17,8 @@ def model_fingerprint(model: nn.Module) -> str:
     """Digest of a model: class of every module by qualified name, and the sorted state dict."""
     # Without the module path: a spawned worker knows the script's classes under another one.
     classes = [[name, type(module).__qualname__] for name, module in model.named_modules()]
-    state = sorted(model.state_dict().items())
+    # Buffers that a state dict leaves out shape the outputs, too.
+    state = sorted((dict(model.named_buffers()) | model.state_dict()).items())
     return digest_json([classes, [[name, digest_value(value)] for name, value in state]])
 
 

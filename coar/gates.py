@@ -42,7 +42,7 @@ class ScaledWeights:
         model: a private copy: its parameters are overwritten.
         components: where the gates are.
         bias: whether a unit's bias stays or is gated with its weight.
-        value: what an ablated unit emits before its kept bias: "zero" or a constant.
+        value: what an ablated unit emits: "zero" (beside its bias, where that stays) or a constant.
     """
 
     def __init__(

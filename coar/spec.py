@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
@@ -204,7 +204,14 @@ def build_experiment(
     """
     part = spec.experiment
     if isinstance(part, CustomExperimentSpec):
-        return import_object(part.name, allow_import)(**part.args)
+        kind = import_object(part.name, allow_import)
+        if not (isinstance(kind, type) and hasattr(kind, "prepare")):
+            raise SpecError(
+                f"{part.name} is not an experiment",
+                expected="a class that keeps the contract of coar.experiments.base.Experiment",
+                got=type(kind).__name__,
+            )
+        return cast("Experiment", kind(**part.args))
     if part.task.factory is None:
         raise SpecError(
             "the study's task was only in memory, and a spec cannot make it again",

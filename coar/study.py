@@ -317,7 +317,7 @@ class Study:
             untouched=self.untouched,
             names={name: axis.names for name, axis in self.columns.items()},
             fingerprint=self.provenance["fingerprint"],
-            batch_size=batch_size or (None if asked == "auto" else asked),
+            batch_size=batch_size if batch_size is not None else (None if asked == "auto" else asked),
             precision=self.provenance["precision"],
         )
 

@@ -24,7 +24,6 @@ from coar.files import (
     partial_path,
     read_json,
     remove_abandoned,
-    replace_text,
     require_keys,
     safe_name,
     write_arrays_once,
@@ -152,29 +151,6 @@ def test_json_that_nobody_else_could_read_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json_once(tmp_path / "a.json", float("nan"))
     assert list(tmp_path.iterdir()) == []
-
-
-class TestReplaceText:
-    def test_replaces_the_file_whole(self, tmp_path):
-        path = tmp_path / "tables" / "a.txt"
-        replace_text(path, "a long first version")
-        replace_text(path, "second")
-        assert path.read_text() == "second"
-        assert list(path.parent.iterdir()) == [path]
-
-    def test_keeps_the_older_file_when_the_disk_is_full(self, tmp_path, monkeypatch):
-        path = tmp_path / "a.txt"
-        replace_text(path, "first")
-
-        def full(self, text, **_):
-            self.write_bytes(text.encode()[:2])
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(Path, "write_text", full)
-        with pytest.raises(OSError, match="No space left"):
-            replace_text(path, "second")
-        assert path.read_text() == "first"
-        assert list(tmp_path.iterdir()) == [path]
 
 
 class TestReadJson:

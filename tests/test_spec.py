@@ -167,6 +167,12 @@ def test_a_factory_that_cannot_be_used_is_named(factory, words):
         build_experiment(StudySpec.from_json(changed(("experiment", "task", "factory"), factory)))
 
 
+def test_an_experiment_that_is_none_is_refused_before_it_is_called():
+    spec = changed(("experiment",), {"name": "coar.testing:linear_experiment", "args": {}})
+    with pytest.raises(SpecError, match="not an experiment"):
+        build_experiment(StudySpec.from_json(spec))
+
+
 def test_wrong_factory_arguments_are_named():
     with pytest.raises(SpecError, match="colour"):
         build_experiment(StudySpec.from_json(changed(("experiment", "task", "args"), {"colour": 1})))
