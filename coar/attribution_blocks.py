@@ -23,6 +23,7 @@ from coar.files import (
     digest_array,
     digest_json,
     read_json,
+    require_format,
     require_keys,
     write_arrays_once,
     write_json_once,
@@ -140,13 +141,7 @@ def read_index(path: Path) -> dict[str, Any]:
             todo="make them first, for example with `coar fit`",
         )
     index = require_keys(read_json(path, "index of attributions"), {"format": int}, path)
-    if index["format"] > FORMAT:  # before its keys, which may be others
-        raise StoreError(
-            f"{path} was written by a newer version",
-            expected=f"format {FORMAT} or older",
-            got=f"format {index['format']}",
-            todo="upgrade this package",
-        )
+    require_format(index["format"], FORMAT, path)
     require_keys(index, keys, path)
     if index.pop("digest") != digest_json(index):
         raise StoreError(f"{path} is damaged: its digest differs", todo="remove the folder, fit again")

@@ -1,4 +1,4 @@
-"""Creation of studies: the spec, the plan, and everything that is written before any worker starts."""
+"""Creation of studies: all that is written before any worker starts, and how it is read back."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from safetensors.torch import save_model
 
 from coar.designs import Design, LeaveOneOut
 from coar.errors import DISTRIBUTION, SettingError, StoreError, StudyError
 from coar.experiments.base import Experiment, Runner
-from coar.files import digest_array, partial_path, write_arrays_once, write_json_once
+from coar.files import (
+    digest_array,
+    partial_path,
+    read_json,
+    require_keys,
+    write_arrays_once,
+    write_json_once,
+)
 from coar.plan import Plan, make_plan
 from coar.spec import ExecutionSpec, RowsEstimator, StudySpec, differences
 from coar.work import require_storable
@@ -25,6 +35,15 @@ FORMAT = 1
 FLOAT32_BYTES = 8 * 10**9  # above this, outputs are stored as float16 differences by default
 WEIGHTS = "weights.safetensors"
 UNTOUCHED = "untouched.safetensors"
+_PROVENANCE = {
+    "format": int,
+    "fingerprint": dict,
+    "components": dict,
+    "columns": dict,
+    "rows_per_shard": int,
+    "precision": str,
+    "untouched": dict,
+}
 
 
 def make_spec(
@@ -176,3 +195,22 @@ def require_same_spec(
             got="; ".join(unlike),
             todo=f"choose another folder{grow}",
         )
+
+
+def read_provenance(directory: Path) -> dict[str, Any]:
+    """What the driver wrote down when the study was created: versions, fingerprints, axes, choices."""
+    path = directory / "provenance.json"
+    return require_keys(read_json(path, "provenance record"), _PROVENANCE, path)
+
+
+def read_untouched(directory: Path, provenance: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Outputs with every component kept, {output: float32 [columns]}, checked against their digests."""
+    path = directory / UNTOUCHED
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path} is missing or damaged", got=str(error)[:200]) from None
+    for name, digest in provenance["untouched"].items():
+        if name not in arrays or digest_array(arrays[name]) != digest:
+            raise StoreError(f"{path} is damaged: {name} is not what was written")
+    return arrays

@@ -14,7 +14,7 @@ from coar.components import ComponentSet
 from coar.errors import EditError, StoreError
 from coar.experiments.ablation import ComponentAblation
 from coar.experiments.base import Experiment
-from coar.files import read_json, require_keys, write_json_once
+from coar.files import read_json, require_format, require_keys, write_json_once
 from coar.fingerprints import model_fingerprint
 from coar.gates import Bias, Value, ablated_copy
 from coar.work import require_storable
@@ -142,13 +142,7 @@ class Edit:
     def load(cls, path: str | Path) -> Edit:
         """Read a file written by `save`."""
         value = require_keys(read_json(Path(path), "saved edit"), {"format": int}, Path(path))
-        if value["format"] > FORMAT:  # before its keys, which may be others
-            raise StoreError(
-                f"{path} was written by a newer version",
-                expected=f"format {FORMAT} or older",
-                got=f"format {value['format']}",
-                todo="upgrade this package",
-            )
+        require_format(value["format"], FORMAT, path)
         require_keys(value, _KEYS, Path(path))
         components = ComponentSet.from_json(value["components"], str(path)) if value["components"] else None
         found = tuple(group.name for group in components) if components else tuple(value["names"])

@@ -193,6 +193,17 @@ def require_keys(value: Any, keys: Mapping[str, type | tuple[type, ...]], path: 
     return value
 
 
+def require_format(found: Any, supported: int, path: str | Path) -> None:
+    """Raise `StoreError` for a file of a newer format: its keys may mean other things."""
+    if isinstance(found, int) and not isinstance(found, bool) and found > supported:
+        raise StoreError(
+            f"{path} was written by a newer version",
+            expected=f"format {supported} or older",
+            got=f"format {found}",
+            todo="upgrade this package",
+        )
+
+
 def remove_abandoned(folder: Path) -> int:
     """Delete partial files whose writer ran on this machine and is gone; return how many."""
     mine = re.compile(rf".*{re.escape(PARTIAL)}{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{32}}")

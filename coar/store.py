@@ -29,6 +29,7 @@ from coar.files import (
     digest_array,
     digest_json,
     read_json,
+    require_format,
     require_keys,
     write_arrays_once,
     write_json_once,
@@ -230,13 +231,7 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         metadata = file.metadata() or {}
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     header = _header(metadata.get("coar", "{}"), path)
-    if header["format"] > FORMAT:
-        raise StoreError(
-            f"{path} was written by a newer version",
-            expected=f"format {FORMAT} or older",
-            got=f"format {header['format']}",
-            todo="upgrade this package",
-        )
+    require_format(header["format"], FORMAT, path)
     return header, arrays
 
 

@@ -9,18 +9,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from coar.axes import Axis
-from coar.creation import FORMAT, UNTOUCHED, WEIGHTS, make_spec, require_same_spec, write_study
+from coar.creation import (
+    FORMAT,
+    WEIGHTS,
+    make_spec,
+    read_provenance,
+    read_untouched,
+    require_same_spec,
+    write_study,
+)
 from coar.designs import Design
-from coar.errors import OutputError, SettingError, StoreError, StudyError
+from coar.errors import OutputError, SettingError, StudyError
 from coar.executors.base import Executor
 from coar.executors.serial import Serial
 from coar.experiments.base import Experiment
 from coar.files import (
-    digest_array,
     digest_json,
     read_json,
     remove_abandoned,
@@ -34,16 +39,6 @@ from coar.rows import StoredArray
 from coar.spec import ExecutionSpec, StudySpec, build_experiment
 from coar.store import Item, Store
 from coar.work import Job, Worker, require_same_experiment
-
-_PROVENANCE = {
-    "format": int,
-    "fingerprint": dict,
-    "components": dict,
-    "columns": dict,
-    "rows_per_shard": int,
-    "precision": str,
-    "untouched": dict,
-}
 
 
 class ComponentDataset(NamedTuple):
@@ -71,12 +66,12 @@ class Study:
     ) -> None:
         self.directory = directory
         self.spec = StudySpec.load(directory / "spec.json")
-        path = directory / "provenance.json"
-        self.provenance = require_keys(read_json(path, "provenance record"), _PROVENANCE, path)
-        self.components = Axis.from_json(self.provenance["components"], str(path))
+        self.provenance = read_provenance(directory)
+        where = str(directory / "provenance.json")
+        self.components = Axis.from_json(self.provenance["components"], where)
         columns = self.provenance["columns"].items()
-        self.columns = {name: Axis.from_json(value, str(path)) for name, value in columns}
-        self.untouched = self._read_untouched()
+        self.columns = {name: Axis.from_json(value, where) for name, value in columns}
+        self.untouched = read_untouched(directory, self.provenance)
         self.allow_import = allow_import
         self._experiment: Experiment | None = None
         if experiment is not None:
@@ -336,17 +331,6 @@ class Study:
                 got=new[0].get("got"),
                 todo="the other rows are kept and can be fitted; see failures/ in the study",
             )
-
-    def _read_untouched(self) -> dict[str, np.ndarray]:
-        path = self.directory / UNTOUCHED
-        try:
-            arrays = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise StoreError(f"{path} is missing or damaged", got=str(error)[:200]) from None
-        for name, digest in self.provenance["untouched"].items():
-            if name not in arrays or digest_array(arrays[name]) != digest:
-                raise StoreError(f"{path} is damaged: {name} is not what was written")
-        return arrays
 
 
 class StudySession:
