@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 from coar.errors import SettingError
 from coar.outputs import margin
+from coar.progress import progress_bar
 from coar.randomness import integers, permutation
 from coar.recipes import task_factory
 from coar.task import Task
@@ -107,16 +108,18 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=EPOCHS * steps)
     model.train()
-    for epoch in range(EPOCHS):
-        order = torch.from_numpy(permutation(seed, "digits training", epoch, len(images)))
-        moves = integers(seed, "digits moves", epoch, 2 * steps, below=3) - 1
-        for step in range(steps):
-            batch = order[step * BATCH : (step + 1) * BATCH]
-            moved = _moved(images[batch], *moves[2 * step : 2 * step + 2].tolist())
-            optimizer.zero_grad()
-            functional.cross_entropy(model(moved), labels[batch]).backward()
-            optimizer.step()
-            schedule.step()
+    with progress_bar(EPOCHS, "training, epochs") as bar, torch.enable_grad():
+        for epoch in range(EPOCHS):
+            order = torch.from_numpy(permutation(seed, "digits training", epoch, len(images)))
+            moves = integers(seed, "digits moves", epoch, 2 * steps, below=3) - 1
+            for step in range(steps):
+                batch = order[step * BATCH : (step + 1) * BATCH]
+                moved = _moved(images[batch], *moves[2 * step : 2 * step + 2].tolist())
+                optimizer.zero_grad()
+                functional.cross_entropy(model(moved), labels[batch]).backward()
+                optimizer.step()
+                schedule.step()
+            bar.update(1)
 
 
 def show(item: Any, ax: Any) -> None:
