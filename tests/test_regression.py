@@ -126,6 +126,20 @@ def test_the_gram_matrix_is_exact_and_the_rest_is_that_of_float64(study):
     np.testing.assert_allclose(sums.variance, outputs.var(axis=0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e6])
+def test_a_large_offset_of_the_outputs_costs_no_accuracy(offset):
+    rng = np.random.default_rng(0)
+    masks = rng.random((3_000, 20)) < 0.9
+    outputs = (masks @ rng.normal(size=(20, 4)) + rng.normal(size=(3_000, 4)) + offset).astype(np.float32)
+    gram, sums = statistics_of(masks, outputs)
+    fitted = coar.Ridge(penalties=0.0).prepare(gram).fit(sums, 0, list)
+    weights, _ = naive.least_squares(masks, outputs)
+    # Against the standard error: what rounding costs is a hundredth of what the noise costs.
+    assert (np.abs(fitted.weights - weights) < 0.01 * fitted.errors).all()
+    centre = fitted.weights @ masks.mean(axis=0) + fitted.intercept
+    np.testing.assert_allclose(centre, outputs.mean(axis=0, dtype=float), rtol=1e-7)
+
+
 def test_the_size_of_shards_does_not_change_a_single_bit(tmp_path, monkeypatch):
     monkeypatch.setattr("coar.regression.fitting.BLOCK_ROWS", 64)  # so that blocks and shards interleave
     found = []
