@@ -21,8 +21,9 @@ from coar.components import ComponentGroup
 from coar.designs import LeaveOneOut
 from coar.errors import OutputError, SettingError
 from coar.executors.base import Executor
-from coar.experiments.ablation import ComponentAblation, move, per_example
+from coar.experiments.ablation import ComponentAblation
 from coar.experiments.base import Experiment
+from coar.experiments.runner import move, per_example
 from coar.progress import progress_bar
 from coar.rows import require_output
 from coar.study import Study
@@ -98,6 +99,7 @@ def gradient_x_parameter(
             got=f"value={experiment.value}",
             todo="use leave_one_out",
         )
+    experiment.require_unchanged()
     name = require_output(output, list(experiment.columns))
     task, columns = experiment.task, experiment.columns[name]
     # In float32 like the rows of a study, and like the batches.

@@ -7,9 +7,11 @@ group; flat indices run through the groups in order.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -136,7 +138,7 @@ class ComponentSet:
                     expected="[3, 'conv[7]']",
                     got="a bool mask",
                 )
-            index = self.index(component) if isinstance(component, str) else int(component)
+            index = self.index(component) if isinstance(component, str) else operator.index(component)
             self.locate(index)
             mask[index] = False
         return mask
@@ -170,6 +172,27 @@ class ComponentSet:
         for group in self.groups:
             _require_group_fits(group, modules.get(group.module))
 
+    def require_separate(self, model: nn.Module, with_bias: bool = False) -> None:
+        """Raise `ComponentError` if two components overlap, or another module uses a gated parameter.
+
+        Args:
+            model: one that the components fit.
+            with_bias: biases are gated, too.
+        """
+        owners = _owners(model)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        claims: dict[int, list[tuple[int, int, int, str]]] = {}
+        for group in self.groups:
+            keys = [(group.parameter, group.dimension)]
+            keys += [(group.bias, 0)] if with_bias and group.bias else []
+            for key, dimension in keys:
+                place = _place(modules[group.module]._parameters[key])
+                if len(owners[place]) > 1:
+                    raise _shared(group, key, owners[place])
+                claims.setdefault(place, []).append((dimension, group.offset, group.stop, group.name))
+        for claim in claims.values():
+            _require_disjoint(sorted(claim))
+
     def to_json(self) -> list[dict[str, Any]]:
         """Plain JSON form of the groups."""
         return [asdict(group) for group in self.groups]
@@ -181,6 +204,41 @@ class ComponentSet:
             return cls(ComponentGroup(**group) for group in value)
         except TypeError as error:
             raise SpecError(f"{where}: component groups are damaged", got=str(error)) from None
+
+
+def _place(parameter: nn.Parameter | None) -> int:
+    assert parameter is not None
+    return parameter.data_ptr() or id(parameter)  # tensors without storage have no address
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Names of the parameters at each address: several where modules share storage."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(_place(parameter), []).append(f"{name}.{key}")
+    return owners
+
+
+def _shared(group: ComponentGroup, key: str | None, owners: list[str]) -> ComponentError:
+    return ComponentError(
+        f"{group.module} shares its {key} with another module",
+        expected="a parameter used by one module: ablating a tied one ablates both",
+        got=", ".join(owners),
+        todo=f"exclude=[{group.module!r}]",
+    )
+
+
+def _require_disjoint(claims: list[tuple[int, int, int, str]]) -> None:
+    for (dimension, _, stop, name), (other_dimension, start, _, other) in pairwise(claims):
+        if dimension != other_dimension or start < stop:
+            raise ComponentError(
+                "components overlap: some numbers belong to two of them",
+                expected="every number of a parameter in at most one component",
+                got=f"{name} and {other}",
+                todo="choose one kind of component per layer",
+            )
 
 
 def _single(group: ComponentGroup, number: int) -> ComponentGroup:

@@ -11,24 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.torch import save_model
 
 from coar.designs import Design, LeaveOneOut
 from coar.errors import DISTRIBUTION, SettingError, StoreError, StudyError
-from coar.experiments.base import Experiment, Runner
+from coar.experiments.base import Experiment, Runner, full_fingerprint
 from coar.files import (
     digest_array,
+    digest_json,
     partial_path,
     read_json,
+    require_format,
     require_keys,
+    sha256,
     write_arrays_once,
     write_json_once,
 )
 from coar.plan import Plan, make_plan
+from coar.settings import whole_number
 from coar.spec import ExecutionSpec, RowsEstimator, StudySpec, differences
+from coar.task import resolve_device
 from coar.work import require_storable
 
 FORMAT = 1
@@ -43,7 +47,9 @@ _PROVENANCE = {
     "rows_per_shard": int,
     "precision": str,
     "untouched": dict,
+    "digest": str,
 }
+MAX_SHARDS = 1_000_000  # per creation or extension; far beyond what a folder of files serves well
 
 
 def make_spec(
@@ -56,7 +62,7 @@ def make_spec(
     """Spec of a study of this experiment; see `Study.create` for the arguments."""
     if num_rows is None and isinstance(design, LeaveOneOut):
         num_rows = len(experiment.components)
-    rows = RowsEstimator.model_validate({"num_rows": num_rows})
+    rows = RowsEstimator(num_rows=whole_number(num_rows, "num_rows"))
     design.check(len(experiment.components), rows.num_rows)
     value = {
         "format": FORMAT,
@@ -107,7 +113,7 @@ def plan(
 
 def prepare_runner(experiment: Experiment, execution: ExecutionSpec) -> Runner:
     """The experiment made ready as a spec's `execution` says."""
-    device = experiment.device if execution.device == "auto" else torch.device(execution.device)
+    device = experiment.device if execution.device == "auto" else resolve_device(execution.device)
     batch_size = None if execution.batch_size == "auto" else execution.batch_size
     return experiment.prepare(device, batch_size, _precision(execution))
 
@@ -136,20 +142,25 @@ def _write_draft(draft: Path, spec: StudySpec, experiment: Experiment, rows_per_
     untouched = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in untouched.items()}
     write_arrays_once(draft / UNTOUCHED, untouched)
     _save_weights(experiment, draft / WEIGHTS)
+    size = found.rows_per_shard
+    if rows_per_shard is not None:
+        size = whole_number(rows_per_shard, "rows_per_shard")
+    require_few_shards(num_rows, size)
     record = {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
-        "fingerprint": experiment.fingerprint(),
+        "fingerprint": full_fingerprint(experiment),
         "precision": _precision(spec.execution),
         "record": runner.record(),
-        "rows_per_shard": rows_per_shard or found.rows_per_shard,
+        "rows_per_shard": size,
         "seconds_per_row": found.seconds_per_row,
+        "weights": sha256((draft / WEIGHTS).read_bytes()) if (draft / WEIGHTS).exists() else None,
         "untouched": {name: digest_array(values) for name, values in untouched.items()},
         "components": experiment.components.to_json(),
         "columns": {name: axis.to_json() for name, axis in experiment.columns.items()},
     }
-    write_json_once(draft / "provenance.json", record)
+    write_json_once(draft / "provenance.json", record | {"digest": digest_json(record)})
     write_json_once(draft / "spec.json", spec.to_json())
 
 
@@ -157,6 +168,17 @@ def _save_weights(experiment: Experiment, path: Path) -> None:
     task = getattr(experiment, "task", None)
     if task is not None and task.save_weights:
         save_model(task.model, str(path))
+
+
+def require_few_shards(num_rows: int, rows_per_shard: int) -> None:
+    """Raise `SettingError` if that many rows would make more files than a folder can serve."""
+    if num_rows > MAX_SHARDS * rows_per_shard:
+        raise SettingError(
+            "so many rows make too many shards",
+            expected=f"at most {MAX_SHARDS * rows_per_shard:,} rows in shards of {rows_per_shard:,}",
+            got=f"{num_rows:,}",
+            todo="ask for fewer rows, or create the study with larger rows_per_shard",
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -200,7 +222,31 @@ def require_same_spec(
 def read_provenance(directory: Path) -> dict[str, Any]:
     """What the driver wrote down when the study was created: versions, fingerprints, axes, choices."""
     path = directory / "provenance.json"
-    return require_keys(read_json(path, "provenance record"), _PROVENANCE, path)
+    found = require_keys(read_json(path, "provenance record"), {"format": int}, path)
+    require_format(found["format"], FORMAT, path)
+    require_keys(found, _PROVENANCE, path)
+    if found.pop("digest") != digest_json(found):
+        raise StoreError(
+            f"{path} is damaged: its digest differs",
+            todo="restore it from a copy; the study cannot be read without it",
+        )
+    return found
+
+
+def kept_weights(directory: Path, provenance: Mapping[str, Any]) -> str | None:
+    """Path of the weights that the study keeps, checked; None if it keeps none."""
+    path, expected = directory / WEIGHTS, provenance.get("weights")
+    if expected is None:
+        return None
+    found = sha256(path.read_bytes()) if path.is_file() else "nothing"
+    if found != expected:
+        raise StoreError(
+            f"{path} is missing or damaged",
+            expected=f"digest {expected[:12]}",
+            got=found[:12],
+            todo="restore it from a copy, or open the study with experiment=",
+        )
+    return str(path)
 
 
 def read_untouched(directory: Path, provenance: Mapping[str, Any]) -> dict[str, np.ndarray]:

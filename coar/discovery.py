@@ -85,7 +85,7 @@ def find_components(
     components = ComponentSet(groups, left_out, selection)
     _require_found(components, modules, kinds, include)
     components.require_fits(model)
-    _require_unshared(components, model)
+    components.require_separate(model)
     return components
 
 
@@ -165,21 +165,3 @@ def _refuse_nothing(what: str, seen: list[str], kinds: Sequence[str], left_out: 
         if left_out
         else "choose other kinds or patterns, or add a layer type with coar.discovery.component_rule",
     )
-
-
-def _require_unshared(components: ComponentSet, model: nn.Module) -> None:
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(f"{name}.{key}")
-    modules = dict(model.named_modules())
-    for group in components:
-        shared = owners[id(modules[group.module]._parameters[group.parameter])]
-        if len(shared) > 1:
-            raise ComponentError(
-                f"{group.module} shares its {group.parameter} with another module",
-                expected="a parameter used by one module: ablating a tied one ablates both",
-                got=", ".join(shared),
-                todo=f"exclude=[{group.module!r}]",
-            )

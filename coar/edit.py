@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from coar.axes import Axis
 from coar.components import ComponentSet
 from coar.errors import EditError, StoreError
 from coar.experiments.ablation import ComponentAblation
@@ -17,9 +19,11 @@ from coar.experiments.base import Experiment
 from coar.files import read_json, require_format, require_keys, write_json_once
 from coar.fingerprints import model_fingerprint
 from coar.gates import Bias, Value, ablated_copy
+from coar.rows import require_output
 from coar.work import require_storable
 
 FORMAT = 1
+Columns = Sequence[int | str] | np.ndarray
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "names": list,
     "components": list,
@@ -109,7 +113,7 @@ class Edit:
             )
         return ablated_copy(model, components, np.zeros(len(components), dtype=bool), self.bias, self.value)
 
-    def effect(self, experiment: Experiment, columns: Sequence[int] | np.ndarray, output: str) -> Effect:
+    def effect(self, experiment: Experiment, columns: Columns, output: str) -> Effect:
         """Outputs of some columns of the experiment before and after.
 
         Raises:
@@ -118,10 +122,12 @@ class Edit:
         self._require_experiment(experiment)
         keep = np.ones((2, len(experiment.components)), dtype=bool)
         keep[1, [experiment.components.positions[name] for name in self.names]] = False
+        axis = experiment.columns[require_output(output, list(experiment.columns))]
+        chosen = positions_of(axis, columns, "columns")
         values = experiment.prepare(experiment.device)(keep)[output]
         for number, row in enumerate(values):
-            require_storable(row, number, output, experiment.columns[output].names)
-        return Effect(*values[:, np.asarray(columns)])
+            require_storable(row, number, output, axis.names)
+        return Effect(*values[:, chosen])
 
     def save(self, path: str | Path) -> Path:
         """Write a JSON file; an equal one may be there already."""
@@ -177,3 +183,27 @@ class Edit:
                 got=", ".join(self.names[:3]),
             )
         return self.components
+
+
+def positions_of(axis: Axis, columns: Columns, what: str) -> np.ndarray:
+    """Positions, int64, of columns given by position or name; each once, at least one."""
+    if isinstance(columns, str | int):  # a text would be read letter by letter
+        raise EditError(f"{what} are a list", expected=f"[{columns!r}]", got=repr(columns))
+    found = [_position(axis, column) for column in columns]
+    bad = [c for c, position in zip(columns, found, strict=True) if not 0 <= position < len(axis)]
+    if bad or not found or len(set(found)) != len(found):
+        known = f"0 .. {len(axis) - 1}, or names such as {axis.names[0]!r}"
+        got = f"unknown: {bad[0]!r}" if bad else "none" if not found else "one of them twice"
+        raise EditError(
+            f"{what} are not columns of the attributions", expected=f"one or more of {known}", got=got
+        )
+    return np.array(found, dtype=np.int64)
+
+
+def _position(axis: Axis, column: Any) -> int:
+    if isinstance(column, str):
+        return axis.positions.get(column, -1)
+    try:
+        return operator.index(column)
+    except TypeError:  # 1.9 is no column
+        return -1

@@ -15,7 +15,7 @@ import numpy as np
 
 from coar.attributions import Attributions
 from coar.axes import Axis
-from coar.edit import Edit
+from coar.edit import Columns, Edit, positions_of
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 from coar.progress import progress_bar
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import pandas
 
 Direction = Literal["raise", "lower"]
-Columns = Sequence[int | str] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -276,21 +275,6 @@ def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarr
     # A component that is 0 everywhere (never ablated, say) scores 0, not 0 / 0.
     limit = np.where(difference == 0, 0.0, np.copysign(np.inf, difference))
     return np.divide(difference, scale, out=limit, where=scale > 0)
-
-
-def positions_of(axis: Axis, columns: Columns, what: str) -> np.ndarray:
-    """Positions, int64, of columns given by position or name; each once, at least one."""
-    if isinstance(columns, str | int):  # a text would be read letter by letter
-        raise EditError(f"{what} are a list", expected=f"[{columns!r}]", got=repr(columns))
-    found = [axis.positions.get(c, -1) if isinstance(c, str) else int(c) for c in columns]
-    bad = [c for c, position in zip(columns, found, strict=True) if not 0 <= position < len(axis)]
-    if bad or not found or len(set(found)) != len(found):
-        known = f"0 .. {len(axis) - 1}, or names such as {axis.names[0]!r}"
-        got = f"unknown: {bad[0]!r}" if bad else "none" if not found else "one of them twice"
-        raise EditError(
-            f"{what} are not columns of the attributions", expected=f"one or more of {known}", got=got
-        )
-    return np.array(found, dtype=np.int64)
 
 
 def _require_disjoint(axis: Axis, first: np.ndarray, one: str, second: np.ndarray, other: str) -> None:

@@ -21,8 +21,9 @@ from coar.designs import EVALUATION, Bernoulli
 from coar.errors import FitError, SettingError, StudyError
 from coar.executors.base import Executor
 from coar.experiments.base import Experiment
-from coar.metrics import bootstrap_means, interval, per_column
+from coar.metrics import bootstrap_means, interval, pearson, per_column
 from coar.progress import progress_bar
+from coar.settings import whole_number
 from coar.study import Study
 from coar.work import run_rows
 
@@ -94,15 +95,20 @@ class Evaluation:
         return pandas.DataFrame(rows)
 
     def compare(self, first: str, second: str) -> pandas.DataFrame:
-        """Paired difference of mean correlations, first - second, with 95 % intervals, per fraction."""
+        """Paired difference of mean correlations, first - second, with 95 % intervals, per fraction.
+
+        Over the columns in which both correlations are defined.
+        """
         import pandas
 
-        means = self.means().set_index(["method", "ablation_fraction"]).correlation
         rows = []
-        for fraction in self.truth:
-            drawn = self._bootstrap(first, fraction) - self._bootstrap(second, fraction)
-            low, high = interval(drawn)
-            difference = means[first, fraction] - means[second, fraction]
+        for fraction, truth in self.truth.items():
+            pair = [self._predicted(method, fraction) for method in (first, second)]
+            each = [pearson(truth, predicted) for predicted in pair]
+            both = np.isfinite(each[0]) & np.isfinite(each[1])  # the same columns on both sides
+            difference = float((each[0] - each[1])[both].mean()) if both.any() else float("nan")
+            ours, theirs = (bootstrap_means(truth[:, both], p[:, both], self.seed, DRAWS) for p in pair)
+            low, high = interval(ours - theirs)
             rows.append({"ablation_fraction": fraction, "difference": difference, "low": low, "high": high})
         return pandas.DataFrame(rows)
 
@@ -132,12 +138,15 @@ class Evaluation:
 
         return correlation_by_fraction(self.means(), ax)
 
-    def _bootstrap(self, method: str, fraction: float) -> np.ndarray:
+    def _predicted(self, method: str, fraction: float) -> np.ndarray:
         if method not in self.predictions:
             raise SettingError("no such method", expected=", ".join(self.methods), got=repr(method))
+        return self.predictions[method][fraction]
+
+    def _bootstrap(self, method: str, fraction: float) -> np.ndarray:
         key = method, fraction
         if key not in self._means:
-            predicted = self.predictions[method][fraction]
+            predicted = self._predicted(method, fraction)
             self._means[key] = bootstrap_means(self.truth[fraction], predicted, self.seed, DRAWS)
         return self._means[key]
 
@@ -169,6 +178,7 @@ def evaluate(
         AxisError: attributions of another model, other components or other columns.
         FitError: fewer than 3 rows.
     """
+    num_rows = whole_number(num_rows, "num_rows", least=-(2**40))
     if num_rows < 3:
         raise FitError("a correlation needs rows", expected="at least 3", got=num_rows)
     if not len(ablation_fractions):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from coar.attributions import Attributions
-from coar.edit import Edit, Effect
-from coar.editing import Columns, Curve, Direction, positions_of, rank_components
+from coar.edit import Columns, Edit, Effect, positions_of
+from coar.editing import Curve, Direction, rank_components
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 from coar.randomness import permutation

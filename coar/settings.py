@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from coar.errors import SettingError
@@ -44,3 +46,16 @@ def _finding(item: Any) -> tuple[str, str]:
         return f"a key {key!r}", "nothing"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be ", "").replace("\n ", ";")
     return f"{key}: {message}", f"{item['input']!r:.80}"
+
+
+def whole_number(value: Any, what: str, least: int = 1, most: int = 2**40) -> int:
+    """Return an int (NumPy's count) within bounds; floats, booleans and strings are refused."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool_) or not least <= number <= most:
+        raise SettingError(
+            f"{what} must be a whole number", expected=f"{least} <= {what} <= {most}", got=repr(value)
+        )
+    return number

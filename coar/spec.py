@@ -119,11 +119,6 @@ class StudySpec(Setting):
         """Digest of what may not differ between runs: all but execution and the number of rows."""
         return digest_json(self.identity())
 
-    @property
-    def rebuildable(self) -> bool:
-        """Whether the experiment can be made again from this spec alone."""
-        return isinstance(self.experiment, CustomExperimentSpec) or self.experiment.task.factory is not None
-
     def identity(self) -> dict[str, Any]:
         """The parts that the digest covers."""
         value = self.to_json()
@@ -190,6 +185,15 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
 
 def _short(value: Any) -> str:
     return "absent" if type(value) is object else f"{json.dumps(value):.80}"
+
+
+def can_rebuild(experiment: Experiment) -> bool:
+    """Whether `build_experiment` makes this very experiment again, in any process, from its spec alone."""
+    kind, spec = type(experiment), experiment.to_spec()
+    if spec["name"] == "component_ablation":
+        return kind is ComponentAblation and spec["task"].get("factory") is not None
+    importable = kind.__module__ != "__main__" and "<locals>" not in kind.__qualname__
+    return importable and spec["name"] == f"{kind.__module__}:{kind.__qualname__}"
 
 
 def build_experiment(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from coar.files import (
 )
 
 FORMAT = 1
+_SHARD_NAME = re.compile(r"[0-9]{6,}\.safetensors")
 _OUTPUT = "output."  # prefix of output arrays, so that none can be called "masks"
 
 
@@ -92,7 +94,6 @@ class Store:
         self.num_components = num_components
         self.num_columns = dict(num_columns)
         self.dtypes = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
-        self._verified: set[int] = set()
 
     def path(self, index: int) -> Path:
         """File of a shard."""
@@ -101,8 +102,8 @@ class Store:
     def present(self) -> set[int]:
         """Indices of finished shards; a name that is no shard's is ignored."""
         folder = self.directory / "shards"
-        names = [path.name.removesuffix(".safetensors") for path in folder.glob("*.safetensors")]
-        return {int(name) for name in names if name.isdigit()}
+        names = [path.name for path in folder.glob("*.safetensors")]
+        return {int(name[:-12]) for name in names if _SHARD_NAME.fullmatch(name)}
 
     def write(self, item: Item, shard: Shard) -> bool:
         """Store an item; False if an equal shard was there first."""
@@ -150,9 +151,7 @@ class Store:
             )
         if header["rows"] != [item.start, item.stop]:
             raise _damaged(path, f"rows {item.start} to {item.stop}", f"rows {header['rows']}")
-        if item.index not in self._verified:
-            self._verify(path, item, header, arrays)
-            self._verified.add(item.index)
+        self._verify(path, item, header, arrays)  # every time: hashing costs less than reading
         masks = np.unpackbits(arrays["masks"], axis=1, count=self.num_components, bitorder="little")
         outputs = {name: arrays[_OUTPUT + name] for name in self.dtypes}
         return Shard(arrays["rows"], masks.view(bool), outputs, header["record"])
@@ -160,7 +159,10 @@ class Store:
     def count(self, item: Item) -> int:
         """How many rows a shard holds, from its header alone; `read` checks the contents."""
         with _opened(self.path(item.index)) as file:
-            return int(file.get_slice("rows").get_shape()[0])
+            shape = file.get_slice("rows").get_shape()
+            if len(shape) != 1:
+                raise _damaged(self.path(item.index), "a list of row numbers", f"shape {shape}")
+            return int(shape[0])
 
     def _verify(self, path: Path, item: Item, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         count = len(arrays.get("rows", ()))

@@ -13,22 +13,24 @@ import torch
 from coar.axes import Axis
 from coar.creation import (
     FORMAT,
-    WEIGHTS,
+    kept_weights,
     make_spec,
     read_provenance,
     read_untouched,
+    require_few_shards,
     require_same_spec,
     write_study,
 )
 from coar.designs import Design
-from coar.errors import OutputError, SettingError, StudyError
+from coar.errors import OutputError, SettingError, StoreError, StudyError
 from coar.executors.base import Executor
 from coar.executors.serial import Serial
-from coar.experiments.base import Experiment
+from coar.experiments.base import Experiment, full_fingerprint
 from coar.files import (
     digest_json,
     read_json,
     remove_abandoned,
+    require_format,
     require_keys,
     safe_name,
     write_json_once,
@@ -36,8 +38,10 @@ from coar.files import (
 from coar.plan import Status
 from coar.progress import progress_bar
 from coar.rows import StoredArray
-from coar.spec import ExecutionSpec, StudySpec, build_experiment
+from coar.settings import whole_number
+from coar.spec import ExecutionSpec, StudySpec, build_experiment, can_rebuild
 from coar.store import Item, Store
+from coar.task import resolve_device
 from coar.work import Job, Worker, require_same_experiment
 
 
@@ -126,15 +130,20 @@ class Study:
                 expected=sorted(experiment.columns),
                 got=sorted(spec.outputs),
             )
-        return cls._create(Path(directory), spec, experiment, None)
+        return cls._create(Path(directory), spec, experiment, None, allow_import)
 
     @classmethod
     def _create(
-        cls, directory: Path, spec: StudySpec, experiment: Experiment, rows_per_shard: int | None
+        cls,
+        directory: Path,
+        spec: StudySpec,
+        experiment: Experiment,
+        rows_per_shard: int | None,
+        allow_import: Sequence[str] | None = None,
     ) -> Study:
         if not (directory / "spec.json").exists():
             write_study(directory, spec, experiment, rows_per_shard)
-        study = cls(directory)
+        study = cls(directory, allow_import=allow_import)
         study._require_spec(spec)
         study._use(experiment)
         return study
@@ -163,15 +172,16 @@ class Study:
         return cls(Path(directory), experiment, allow_import)
 
     def _use(self, experiment: Experiment) -> None:
-        require_same_experiment(self.provenance["fingerprint"], experiment.fingerprint())
+        require_same_experiment(self.provenance["fingerprint"], full_fingerprint(experiment))
         self._experiment = experiment
 
     @property
     def experiment(self) -> Experiment:
         """The experiment; built from the spec (which imports the code it names) unless it was given."""
         if self._experiment is None:
-            weights = self.directory / WEIGHTS
-            found = build_experiment(self.spec, str(weights) if weights.exists() else None, self.allow_import)
+            found = build_experiment(
+                self.spec, kept_weights(self.directory, self.provenance), self.allow_import
+            )
             self._use(found)
         assert self._experiment is not None
         return self._experiment
@@ -197,7 +207,7 @@ class Study:
         stops = [self.spec.estimator.num_rows]
         for path in sorted((self.directory / "extensions").glob("[0-9]*.json")):
             if path.suffix == ".json":
-                stops.append(require_keys(read_json(path, "extension"), {"num_rows": int}, path)["num_rows"])
+                stops.append(_read_extension(path, more_than=stops[-1]))
         return list(zip([0, *stops], stops, strict=False))
 
     def items(self) -> list[Item]:
@@ -248,11 +258,13 @@ class Study:
 
     def extend(self, num_rows: int) -> None:
         """Ask for more rows, `num_rows` in all; `run` then does what is missing."""
+        num_rows = whole_number(num_rows, "num_rows")
         if num_rows <= self.num_rows:
             raise StudyError(
                 "a study can only grow", expected=f"more than {self.num_rows} rows", got=num_rows
             )
         self.spec.design.check(len(self.components), num_rows)
+        require_few_shards(num_rows - self.num_rows, self.provenance["rows_per_shard"])
         number = len(self._segments())
         path = self.directory / "extensions" / f"{number:06d}.json"
         write_json_once(path, {"format": FORMAT, "num_rows": num_rows})
@@ -300,7 +312,7 @@ class Study:
 
     def _session(self, device: str | torch.device | None, batch_size: int | None) -> StudySession:
         asked = device or self.spec.execution.device
-        where = self.experiment.device if str(asked) == "auto" else torch.device(asked)
+        where = self.experiment.device if str(asked) == "auto" else resolve_device(asked)
         return StudySession(self, where, batch_size)
 
     def _job(self, batch_size: int | None = None) -> Job:
@@ -333,6 +345,14 @@ class Study:
             )
 
 
+def _read_extension(path: Path, more_than: int) -> int:
+    value = require_keys(read_json(path, "extension"), {"format": int, "num_rows": int}, path)
+    require_format(value["format"], FORMAT, path)
+    if isinstance(value["num_rows"], bool) or value["num_rows"] <= more_than:
+        raise StoreError(f"{path} is damaged", expected=f"more than {more_than} rows", got=value["num_rows"])
+    return int(value["num_rows"])
+
+
 class StudySession:
     """How workers get ready: in this process with the study at hand, elsewhere from its folder.
 
@@ -348,11 +368,9 @@ class StudySession:
 
     def __getstate__(self) -> dict[str, Any]:
         assert self._study is not None
-        rebuildable = self._study.spec.rebuildable
-        return self.__dict__ | {
-            "_study": None,
-            "_experiment": None if rebuildable else self._study.experiment,
-        }
+        experiment = self._study.experiment
+        sent = None if can_rebuild(experiment) else experiment
+        return self.__dict__ | {"_study": None, "_experiment": sent}
 
     def worker(self, device: torch.device) -> Worker:
         """Prepare the study's experiment on a device."""

@@ -125,7 +125,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        found = torch.device(device)
+        if found.type == "cuda" and not torch.cuda.is_available():
+            raise SettingError("no CUDA device here", expected="auto or cpu", got=device)
+        return found
     except RuntimeError as error:
         raise SettingError("unknown device", expected="auto, cpu, cuda, cuda:0, ...", got=device) from error
 

@@ -14,7 +14,7 @@ import torch
 
 from coar.designs import Design
 from coar.errors import RowError, StudyError
-from coar.experiments.base import Experiment, Runner
+from coar.experiments.base import Experiment, Runner, full_fingerprint
 from coar.store import Item, Shard, Store, first_unstorable
 
 
@@ -47,7 +47,7 @@ class Worker:
     """An experiment on one device, ready to do items of one study."""
 
     def __init__(self, job: Job, experiment: Experiment, device: torch.device) -> None:
-        require_same_experiment(job.fingerprint, experiment.fingerprint())
+        require_same_experiment(job.fingerprint, full_fingerprint(experiment))
         self.job = job
         self.runner: Runner = experiment.prepare(device, job.batch_size, job.precision)
 

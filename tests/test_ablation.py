@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset, default_collate
 
+import coar
 from coar import outputs
 from coar.designs import Bernoulli
 from coar.discovery import find_components
@@ -442,3 +445,92 @@ def test_outputs_that_tell_accuracy_are_known_by_name():
     functions = {"m": outputs.margin, "l": outputs.loss}
     dataset = [(x, torch.tensor(1)) for x in random_numbers(3, 6)]
     assert ablation_of(make_model("mlp"), functions, dataset).accuracy_outputs == {"m"}
+
+
+class TestWhatTheRivalFound:
+    """Models and tasks that once gave wrong numbers silently."""
+
+    def test_complex_buffers_keep_their_imaginary_part(self):
+        class Rotary(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(4, 3)
+                self.register_buffer("phase", torch.tensor([1j, -1j, 1 + 1j]))
+
+            def forward(self, x):
+                return (self.linear(x) * self.phase).imag
+
+        task = small_task(Rotary())
+        experiment = coar.ComponentAblation(task, coar.find_components(task.model, ["neuron"], ["linear"]))
+        untouched = experiment.prepare(CPU)(np.ones((1, 3), dtype=bool))["margin"][0]
+        np.testing.assert_allclose(untouched, naive.outputs_of(task, task.model)["margin"], atol=1e-6)
+
+    def test_a_complex_output_is_refused(self):
+        task = small_task(outputs={"z": lambda model, batch: model(batch[0])[:, 0] * 1j})
+        with refused(OutputError, "complex"):
+            make(task).columns  # noqa: B018
+
+    def test_an_output_function_that_changes_the_shared_result_is_refused(self):
+        def in_place(model, batch):
+            logits = model(batch[0])
+            logits -= logits.amax(dim=1, keepdim=True)
+            return logits[:, 0]
+
+        task = small_task(outputs={"a": in_place, "logit": coar.outputs.logit})
+        with refused(TaskError, "'logit'", "shared"):
+            make(task).columns  # noqa: B018
+
+    def test_output_functions_get_the_model_itself(self):
+        def checks(model, batch):
+            assert isinstance(model, nn.Module)
+            return coar.outputs.margin(model, batch)
+
+        task = small_task(outputs={"a": checks, "margin": coar.outputs.margin})
+        values = make(task).prepare(CPU)(np.ones((1, 5), dtype=bool))
+        np.testing.assert_array_equal(values["a"], values["margin"])
+
+    def test_a_collate_function_that_sorts_is_refused(self):
+        def by_size(items):
+            return default_collate(sorted(items, key=lambda item: float(item[0].sum())))
+
+        with refused(TaskError, "alone", "keep the order"):
+            make(small_task(collate=by_size)).columns  # noqa: B018
+
+    def test_named_tuples_are_batches_too(self):
+        batch_type = namedtuple("batch_type", ["x", "label"])
+        task = small_task(collate=lambda items: batch_type(*default_collate(items)))
+        plain = make(small_task()).prepare(CPU)(np.ones((1, 5), dtype=bool))["margin"]
+        np.testing.assert_array_equal(make(task).prepare(CPU)(np.ones((1, 5), dtype=bool))["margin"], plain)
+
+    def test_components_that_overlap_are_refused(self):
+        task = small_task()
+        rows = coar.ComponentGroup("rows", "neuron", "0", "weight", dimension=0, count=5, bias="bias")
+        columns = coar.ComponentGroup("columns", "input", "0", "weight", dimension=1, count=4)
+        with refused(ComponentError, "overlap", "rows and columns"):
+            coar.ComponentAblation(task, coar.ComponentSet([rows, columns]))
+
+    def test_a_tied_bias_is_refused_where_biases_are_gated(self):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+        model[1].bias = model[0].bias
+        task = small_task(model)
+        components = coar.find_components(model, ["neuron"])
+        assert coar.ComponentAblation(task, components).bias == "keep"
+        with refused(ComponentError, "shares its bias"):
+            coar.ComponentAblation(task, components, bias="ablate")
+
+    def test_weights_that_share_storage_are_refused(self):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+        model[1].weight.data = model[0].weight.data
+        with refused(ComponentError, "shares its weight"):
+            coar.find_components(model, ["neuron"])
+
+
+def small_task(model=None, **kwargs):
+    torch.manual_seed(0)
+    model = model or nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    data = TensorDataset(torch.randn(7, 4), torch.arange(7) % 3)
+    return coar.Task(model.eval(), data, **{"outputs": {"margin": coar.outputs.margin}} | kwargs)
+
+
+def make(task):
+    return coar.ComponentAblation(task, coar.find_components(task.model, ["neuron"]))

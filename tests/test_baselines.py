@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coar.baselines import gradient_x_parameter, leave_one_out
-from coar.errors import ExecutorError, OutputError, SettingError
+from coar.errors import ExecutorError, OutputError, SettingError, TaskError
 from coar.experiments.ablation import ComponentAblation
 from coar.fingerprints import model_fingerprint
 from coar.gates import ScaledWeights
@@ -193,3 +193,20 @@ def test_the_model_is_not_touched(baseline):
     assert model_fingerprint(model) == before
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(module.training or module._forward_hooks for module in model.modules())
+
+
+def test_a_model_that_changed_or_is_in_train_mode_is_refused():
+    experiment, _ = linear_experiment()
+    experiment.task.model.train()
+    with refused(TaskError, "train mode"):
+        gradient_x_parameter(experiment, progress=False)
+    experiment.task.model.eval().hidden.weight.data.mul_(3)
+    with refused(TaskError, "has changed"):
+        gradient_x_parameter(experiment, progress=False)
+
+
+def test_a_constant_in_place_of_zero_is_refused():
+    experiment, _ = linear_experiment()
+    constant = ComponentAblation(experiment.task, experiment.component_set, value=1.0)
+    with refused(SettingError, "scales to zero", "leave_one_out"):
+        gradient_x_parameter(constant, progress=False)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from coar.attributions import Attributions
+from coar.axes import Axis
 from coar.designs import EVALUATION, Bernoulli
 from coar.errors import AxisError, FitError, SettingError
-from coar.evaluation import evaluate
+from coar.evaluation import Evaluation, evaluate
 from coar.executors.serial import Serial
 from coar.experiments.ablation import ComponentAblation
 from coar.fingerprints import model_fingerprint
@@ -296,3 +297,15 @@ def test_comparing_with_an_unknown_method_is_refused(linear):
     found = quiet(linear[0], {"truth": linear[1]})
     with refused(SettingError, "no such method", "truth", "'magic'"):
         found.compare("truth", "magic")
+
+
+def test_methods_are_compared_over_the_same_columns():
+    """B is A with its worse columns made constant: where both are defined they are equal."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(40, 20))
+    a = truth + rng.normal(size=(40, 20)) * np.linspace(0.1, 5, 20)
+    b = a.copy()
+    b[:, 10:] = 1.0
+    columns = Axis("columns", [str(i) for i in range(20)], {})
+    found = Evaluation(columns, {0.1: truth}, {"A": {0.1: a}, "B": {0.1: b}}, seed=0)
+    assert (found.compare("B", "A")[["difference", "low", "high"]].abs() < 1e-12).all(axis=None)

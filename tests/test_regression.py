@@ -224,3 +224,30 @@ def test_an_unknown_output_or_a_bad_name_is_refused(study):
         coar.fit(study, output="loss")
     with pytest.raises(SettingError, match="folder"):
         coar.fit(study, save_as="../x")
+
+
+@pytest.mark.parametrize("penalty", [1e-4, 0.1])
+@pytest.mark.parametrize(
+    ("design", "num_rows"),
+    [(coar.FixedSize(ablation_fraction=0.2, seed=0), 200), (DESIGN, 10), (coar.LeaveOneOut(), 15)],
+    ids=["sets of one size", "fewer rows than components", "leave-one-out"],
+)
+@pytest.mark.filterwarnings("ignore::coar.errors.CoarWarning")
+def test_masks_that_do_not_determine_the_weights_give_exact_ridge_all_the_same(
+    tmp_path, design, num_rows, penalty
+):
+    study = run_study(tmp_path / "s", SubsetMean(), num_rows, design)
+    fitted = coar.fit(study, coar.Ridge(penalties=penalty))
+    weights, intercept = naive.ridge(*data(study), penalty)
+    np.testing.assert_allclose(fitted.weights, weights, atol=1e-6)
+    np.testing.assert_allclose(fitted.intercept, intercept, atol=1e-6)
+
+
+def test_sets_of_one_size_are_warned_about_and_refused_without_a_penalty(tmp_path):
+    design = coar.FixedSize(ablation_fraction=0.2, seed=0)
+    study = run_study(tmp_path / "s", SubsetMean(), 200, design)
+    with pytest.warns(CoarWarning, match="14 directions, not 15"):
+        coar.fit(study)
+    with pytest.raises(FitError, match="determine every weight") as error:
+        coar.fit(study, coar.Ridge(penalties=0.0))
+    assert "rank 14" in error.value.got

@@ -312,3 +312,81 @@ def test_memory_of_a_fit_does_not_grow_with_rows(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.parametrize("bad", [40.0, "40", True, -5, 2**60])
+def test_rows_that_are_no_number_of_rows_are_refused_before_anything_is_written(tmp_path, experiment, bad):
+    study = make(tmp_path / "s", experiment)
+    with pytest.raises(CoarError, match=r"rows"):
+        study.extend(bad)
+    assert study.status().num_rows == 20
+    with pytest.raises(SettingError, match="rows"):
+        make(tmp_path / "t", experiment, num_rows=bad)
+    with pytest.raises(SettingError, match="rows_per_shard"):
+        make(tmp_path / "u", experiment, rows_per_shard=bad)
+
+
+def test_numbers_of_numpy_count_as_numbers(tmp_path, experiment):
+    study = make(tmp_path / "s", experiment, num_rows=np.int64(20), rows_per_shard=np.int64(5))
+    study.extend(np.int32(30))
+    assert study.run(progress=False).rows == 30
+
+
+def test_names_changed_behind_the_digest_of_the_provenance_are_refused(tmp_path, experiment):
+    make(tmp_path / "s", experiment)
+    path = tmp_path / "s/provenance.json"
+    value = json.loads(path.read_text())
+    value["components"]["names"].reverse()
+    path.write_text(json.dumps(value))
+    with pytest.raises(StoreError, match=r"provenance\.json is damaged"):
+        coar.Study.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize("record", [{"num_rows": -5}, {"num_rows": True}, {"num_rows": 40, "format": 2}])
+def test_an_extension_that_makes_no_sense_is_named(tmp_path, experiment, record):
+    study = make(tmp_path / "s", experiment)
+    study.extend(40)
+    (tmp_path / "s/extensions/000001.json").write_text(json.dumps({"format": 1} | record))
+    with pytest.raises(StoreError, match="000001"):
+        study.status()
+
+
+def test_a_shard_that_is_damaged_after_it_was_read_is_noticed(tmp_path, experiment):
+    study = make(tmp_path / "s", experiment)
+    study.run(progress=False)
+    only(study)
+    path = study.store.path(1)
+    data = path.read_bytes()
+    path.write_bytes(data[:-8] + bytes([data[-8] ^ 1]) + data[-7:])
+    with pytest.raises(StoreError, match="000001"):
+        study.store.read(study.items()[1])
+
+
+class Doubled(SubsetMean):
+    """Inherits fingerprint and spec from its parent, but computes something else."""
+
+    def prepare(self, *args, **kwargs):
+        runner = super().prepare(*args, **kwargs)
+
+        class Runner:
+            record = staticmethod(runner.record)
+
+            def __call__(self, masks):
+                return {name: 2 * values for name, values in runner(masks).items()}
+
+        return Runner()
+
+
+def test_a_subclass_is_not_mistaken_for_its_parent(tmp_path):
+    make(tmp_path / "s", Doubled())
+    with pytest.raises(StudyError, match="class"):
+        coar.Study.open(tmp_path / "s", SubsetMean())
+    with pytest.raises(StudyError, match="class"):
+        coar.Study.open(tmp_path / "s").run(progress=False)
+
+
+@pytest.mark.slow
+def test_a_subclass_runs_in_other_processes_as_here(tmp_path):
+    study = make(tmp_path / "s", Doubled())
+    study.run(coar.Processes(workers=1), progress=False)
+    np.testing.assert_allclose(only(study), 2 * SubsetMean().prepare(None)(study.masks[:])["mean"], rtol=1e-6)

@@ -62,3 +62,8 @@ class Experiment(Protocol):
         self, device: torch.device, batch_size: int | None = None, precision: str = "float32"
     ) -> Runner:
         """Make a runner; `batch_size` None lets the experiment choose."""
+
+
+def full_fingerprint(experiment: Experiment) -> dict[str, str]:
+    """An experiment's fingerprint and its class: a subclass may compute other things from the same parts."""
+    return experiment.fingerprint() | {"class": type(experiment).__qualname__}

@@ -105,6 +105,7 @@ class _BlockFitter:
         self.rows = masks.rows
         _warn(masks, len(study.components))
         self._path = solver.prepare(masks)
+        _warn_rank(masks, getattr(self._path, "rank", None))
 
     def blocks(self) -> Iterator[Block]:
         """Fit one block of columns after the other."""
@@ -149,6 +150,17 @@ def _warn(masks: MaskStatistics, num_components: int) -> None:
         _say(
             f"{masks.rows} rows for {num_components} components: with fewer rows than unknowns the weights "
             "lean on the penalty and are shrunk; 5 to 20 rows per component is usual"
+        )
+
+
+def _warn_rank(masks: MaskStatistics, rank: int | None) -> None:
+    determined = int((masks.deviation > 0).sum())
+    if rank is not None and rank < determined < masks.rows:
+        _say(
+            f"the masks vary in {rank} directions, not {determined}: in sets of one size, for "
+            "example, nothing tells the common level of the weights from the intercept. Predictions hold for "
+            "masks of this design; "
+            "Bernoulli masks determine every weight"
         )
 
 

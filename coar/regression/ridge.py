@@ -26,6 +26,7 @@ from coar.rows import RowBlock
 from coar.settings import Setting
 
 DEFAULT_PENALTIES = tuple(float(f"{x:.4g}") for x in np.geomspace(1e-4, 1e2, 20))
+RANK_TOLERANCE = 1e-9  # of the largest eigenvalue; X'X is exact, so rounding is far below
 Penalty = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -58,14 +59,16 @@ class Ridge(Setting):
             FitError: a penalty of 0 with no more rows than components.
         """
         determined = int((masks.deviation > 0).sum())
-        if min(self.grid) == 0 and masks.rows <= determined + 1:
+        path = RidgePath(self, masks)
+        if min(self.grid) == 0 and (masks.rows <= determined + 1 or path.rank < determined):
             raise FitError(
-                "a penalty of 0 needs more rows than components: the weights are not determined",
-                expected=f"more than {determined + 1} rows, or penalties above 0",
-                got=f"{masks.rows} rows, penalty 0",
-                todo="add rows with study.extend, or leave the penalties to the default",
+                "a penalty of 0 needs masks that determine every weight",
+                expected=f"more than {determined + 1} rows of rank {determined}, or penalties above 0",
+                got=f"{masks.rows} rows, rank {path.rank}, penalty 0",
+                todo="leave the penalties to the default, add rows with study.extend, or draw Bernoulli "
+                "masks (those of sets of one size always sum to the same number)",
             )
-        return RidgePath(self, masks)
+        return path
 
 
 class RidgePath:
@@ -75,8 +78,13 @@ class RidgePath:
         self.settings, self.masks = settings, masks
         self.penalties = np.array(settings.grid)
         values, self.vectors = np.linalg.eigh(masks.correlation())
-        self.values = np.maximum(values, 0.0)  # tiny negative values are rounding
-        self.shrinkage = 1.0 / (self.values + self.penalties[:, None] + 1e-300)  # [penalties, components]
+        # Directions in which the masks never vary (sets of one size, fewer rows than components) hold
+        # rounding alone: they get no weight, as in the minimum-norm solution.
+        varies = values > RANK_TOLERANCE * values.max()
+        self.values = np.where(varies, values, 0.0)
+        self.rank = int(varies.sum() - (masks.deviation == 0).sum())
+        inverse = 1.0 / (np.where(varies, values, 1.0) + self.penalties[:, None])
+        self.shrinkage = np.where(varies, inverse, 0.0)  # [penalties, components]
         self.freedom = (self.values * self.shrinkage).sum(axis=1)
 
     def fit(self, outputs: OutputStatistics, start: int, reread: Callable[[], Iterable[RowBlock]]) -> Block:

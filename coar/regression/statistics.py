@@ -3,9 +3,8 @@
 All columns share one 0/1 design X [rows, components], so with outputs Y [rows, columns] the sums
 X'X, X'Y, X'1, Y'1 and y'y determine every least-squares fit. Memory does not grow with the rows.
 
-X'X is exact (whole numbers). X'Y is summed in fixed blocks of row numbers, float32 products within
-a block (of outputs centred there), float64 across blocks in order, so that it does not depend on how
-rows were sharded. Y is shifted by the untouched outputs: smaller numbers, smaller rounding.
+X'X is exact (whole numbers). X'Y is summed in float64 over fixed blocks of row numbers in order, so
+that it does not depend on how rows were sharded; Y is shifted by the untouched outputs.
 """
 
 from __future__ import annotations
@@ -108,10 +107,8 @@ def collect(
         shifted = block.outputs.astype(np.float64) - shift
         if product is not None:
             product += masks.T @ masks  # exact: whole numbers below 2**24
-        # Centred within the block, so that float32 products round small numbers, whatever the offset.
-        level = shifted.mean(axis=0)
-        cross += masks.T @ (shifted - level).astype(np.float32)
-        cross += np.outer(block.masks.sum(axis=0), level)
+        # float64: where masks are nearly dependent (few rows, sets of one size) rounding is amplified.
+        cross += block.masks.T.astype(np.float64) @ shifted
         total += shifted.sum(axis=0)
         squares += np.einsum("ij,ij->j", shifted, shifted)
         rows += len(block.rows)
