@@ -15,6 +15,10 @@ HEAD = """# Benchmarks
 Made by `python -m benchmarks.docs` from the last full runs in `benchmarks/results/`; do not edit.
 Each section is one `python -m benchmarks.NAME`, which measures ours, the peer and the limit in one process,
 in turn, and exits with 1 where a claim does not hold.
+
+In tables of correlations, r2 and slope are medians over columns: 1 is perfect, an r2 below 0 is worse than
+predicting the mean, a slope below 1 means that predictions are too large; undefined counts columns whose
+output is constant.
 """
 
 

@@ -44,6 +44,7 @@ class Direction(enum.StrEnum):
 
 def main() -> None:
     """Entry point: errors of this package are printed without a traceback, exit status 1."""
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m`: a spec may name a module in this folder
     warnings.showwarning = _show_warning
     try:
         app()
@@ -185,7 +186,8 @@ def fit(
 
     study = Study.open(directory)
     found = fit_rows(study, output=output or None, save_as=name, partial=partial)
-    typer.echo(f"{found!r}\nmedian R2 on its own rows {_median(found.detail('r2')):.3f}")
+    rows = f"{found.provenance['rows']:,} of {study.num_rows:,} rows"
+    typer.echo(f"{found!r}\nfrom {rows}, on which the median R2 is {_median(found.detail('r2')):.3f}")
     typer.echo(f"written to {study.attributions_path(name)}")
 
 
@@ -193,7 +195,8 @@ def fit(
 def evaluate(
     directory: Directory,
     fractions: Annotated[
-        list[float] | None, typer.Option("--fraction", help="ablation fraction (repeatable)")
+        list[float] | None,
+        typer.Option("--fraction", help="ablation fraction (repeatable); default the study's"),
     ] = None,
     num_rows: Annotated[int, typer.Option(help="held-out masks per fraction")] = 100,
     seed: Annotated[int, typer.Option(help="of the held-out masks")] = 1,
@@ -229,7 +232,7 @@ def edit(
 ) -> None:
     """Ablate the components that hold targets back.
 
-    Example: coar edit runs/digits --target 1299 --save-to fix.json
+    Example: coar edit runs/digits --target 492 --save-to fix.json
     """
     from coar.attributions import Attributions
     from coar.quick_edit import edit_examples

@@ -79,6 +79,10 @@ def make_spec(
 
 def write_study(directory: Path, spec: StudySpec, experiment: Experiment, rows_per_shard: int | None) -> None:
     """Make the study's folder under another name and move it into place whole."""
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(
+            f"{directory} is a file", expected="a folder, or a name that is free", todo="choose another"
+        )
     if directory.exists() and any(directory.iterdir()):
         raise StudyError(
             f"{directory} is not empty and holds no study",
@@ -93,7 +97,10 @@ def write_study(directory: Path, spec: StudySpec, experiment: Experiment, rows_p
         draft.replace(directory)
     except OSError as error:
         if not (directory / "spec.json").exists():  # else somebody else created it meanwhile
-            raise StoreError(f"cannot create {directory}: {error.strerror or error}") from error
+            raise StoreError(
+                f"cannot create {directory}: {error.strerror or error}",
+                todo="choose a folder that can be written",
+            ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

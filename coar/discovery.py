@@ -55,7 +55,7 @@ def find_components(
 
     Args:
         model: any torch model; it is only read.
-        kinds: which kinds of components, in the order in which rules are tried.
+        kinds: which kinds of components: "conv_filter", "neuron" (units of Linear layers), or your own.
         include: patterns (`*`, `?`, `[...]`) for module names; a module counts if any matches.
         exclude: patterns of modules to leave out.
 
@@ -155,6 +155,12 @@ def _require_found(
         _refuse_nothing("no component found", sorted(owners), kinds, components.left_out)
 
 
+def _kinds_of(seen: list[str], kinds: Sequence[str]) -> list[str]:
+    """Other kinds that know one of the classes seen."""
+    found = [kind for kind in sorted(_RULES) if kind not in kinds]
+    return [kind for kind in found if {name.rsplit(".", 1)[1] for name in _RULES[kind]} & set(seen)]
+
+
 def _refuse_nothing(what: str, seen: list[str], kinds: Sequence[str], left_out: Sequence[str] = ()) -> None:
     classes = sorted({name.rsplit(".", 1)[1] for kind in kinds for name in _RULES[kind]})
     raise ComponentError(
@@ -163,5 +169,7 @@ def _refuse_nothing(what: str, seen: list[str], kinds: Sequence[str], left_out: 
         got=", ".join(seen[:8]) or "no module of that name",
         todo=f"the last Linear is left out unless it is named: include={list(left_out)}"
         if left_out
+        else f"try kinds={others}"
+        if (others := _kinds_of(seen, kinds))
         else "choose other kinds or patterns, or add a layer type with coar.discovery.component_rule",
     )

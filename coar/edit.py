@@ -35,12 +35,16 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Effect:
     """Outputs of some columns before and after an edit, float32 [columns]."""
 
     before: np.ndarray
     after: np.ndarray
+
+    def __repr__(self) -> str:
+        change = f"{self.before.mean():+.2f} -> {self.after.mean():+.2f}"
+        return f"Effect(mean {change} over {len(self.before)} columns)"
 
     @property
     def accuracy_before(self) -> float:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Direction = Literal["raise", "lower"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ranking:
     """Components in the order in which to ablate them.
 
@@ -46,6 +46,10 @@ class Ranking:
     attributions: Attributions
     direction: Direction
     score: str
+
+    def __repr__(self) -> str:
+        first = self.attributions.components.names[self.order[0]]
+        return f"Ranking({len(self.order)} components by {self.score}, first {first})"
 
     def table(self, count: int = 20) -> pandas.DataFrame:
         """The first components: component, group, score."""
@@ -94,7 +98,7 @@ class Ranking:
         return keep
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
     """Outputs against the number of ablated components.
 
@@ -109,6 +113,9 @@ class Curve:
     sizes: tuple[int, ...]
     holdout: np.ndarray
     outputs: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Curve(sizes {', '.join(map(str, self.sizes))}; see .table)"
 
     @property
     def has_accuracy(self) -> bool:
@@ -157,6 +164,12 @@ class Curve:
             EditError: no size meets the guard and changes the targets; says the best that could be done.
                 Or the output's sign does not say whether a prediction is right.
         """
+        if not 0 <= max_accuracy_drop <= 1:
+            raise EditError(
+                "max_accuracy_drop is a fraction",
+                expected="0 to 1; 0.005 is half a point",
+                got=max_accuracy_drop,
+            )
         if not self.has_accuracy:
             raise EditError(
                 f"output {self.ranking.attributions.output!r} does not say whether a prediction is right",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DRAWS = 500
 
 
-@dataclass
+@dataclass(repr=False)
 class Evaluation:
     """True and predicted outputs under held-out ablations.
 
@@ -49,6 +49,10 @@ class Evaluation:
     predictions: dict[str, dict[float, np.ndarray]]
     seed: int
     _means: dict[tuple[str, float], np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        fractions = ", ".join(f"{fraction:g}" for fraction in self.truth)
+        return f"Evaluation({', '.join(self.methods)}; {len(self.columns)} columns, fractions {fractions})"
 
     @property
     def methods(self) -> list[str]:
@@ -178,6 +182,12 @@ def evaluate(
         AxisError: attributions of another model, other components or other columns.
         FitError: fewer than 3 rows.
     """
+    if not isinstance(methods, Mapping):
+        raise SettingError(
+            "methods have names", expected='{"ridge": attributions}', got=type(methods).__name__
+        )
+    if isinstance(ablation_fractions, int | float):
+        ablation_fractions = [ablation_fractions]
     num_rows = whole_number(num_rows, "num_rows", least=-(2**40))
     if num_rows < 3:
         raise FitError("a correlation needs rows", expected="at least 3", got=num_rows)

@@ -112,7 +112,10 @@ def write_arrays_once(path: Path, arrays: dict[str, np.ndarray], header: str = "
 
     def write(partial: Path) -> None:
         try:
+            partial.touch()
+            rights = partial.stat().st_mode  # what this user gives to new files; save_file gives less
             save_file(arrays, partial, metadata)
+            partial.chmod(rights)
         except SafetensorError as error:  # how it reports a full disk, among others
             raise OSError(str(error)) from error
 

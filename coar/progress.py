@@ -8,8 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(total: int, description: str, show: bool = True) -> Any:
-    """A tqdm bar; `update(n)` moves it. Used as a context manager."""
+def progress_bar(total: int, description: str, show: bool = True, done: int = 0) -> Any:
+    """A tqdm bar; `update(n)` moves it; what was done before does not count for its speed."""
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     disable = not (show and watched)
-    return tqdm(total=total, desc=f"{description:<24}", disable=disable, leave=True, dynamic_ncols=True)
+    return tqdm(total=total, desc=f"{description:<24}", disable=disable, initial=done, dynamic_ncols=True)

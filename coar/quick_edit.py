@@ -78,10 +78,19 @@ def edit_examples(
         EditError: no size moves the targets to the wanted side of 0 within the guard.
     """
     output = attributions.output
+    attributions.components.require_same(experiment.components, "attributions", "experiment")
     chosen = positions_of(attributions.columns, targets, "targets")
     where = attributions.columns.locate(experiment.columns[output], "attributions", "experiment")
     everything = np.ones((1, len(experiment.components)), dtype=bool)
     untouched = experiment.prepare(experiment.device)(everything)[output][0][where]
+    done = untouched[chosen] > 0 if direction == "raise" else untouched[chosen] <= 0
+    if done.all():
+        raise EditError(
+            "there is nothing to edit: the targets are on the wanted side of 0 already",
+            expected=f"a target whose {output} is {'below' if direction == 'raise' else 'above'} 0",
+            got=f"{output} {untouched[chosen].mean():+.2f}",
+            todo="choose another target, or the other direction",
+        )
     references, holdout, report = _split(untouched, chosen, seed)
     ranking = rank_components(attributions, chosen, references, direction)
     steps = [size for size in SIZES if size <= len(ranking.order)] if sizes is None else sizes

@@ -54,15 +54,17 @@ def row_blocks(
         values = decode(shard.outputs[output][:, columns], untouched[columns])
         for number in np.unique(shard.rows // size):
             if pending and number != current:
-                yield _joined(pending)
-                pending = []
+                yield _take(pending)
             current, here = number, shard.rows // size == number
             pending.append(RowBlock(shard.rows[here], shard.masks[here], values[here]))
     if pending:
-        yield _joined(pending)
+        yield _take(pending)
 
 
-def _joined(parts: list[RowBlock]) -> RowBlock:
+def _take(pending: list[RowBlock]) -> RowBlock:
+    """Join the parts of a block and let go of them, so that they are not held while it is used."""
+    parts = list(pending)
+    pending.clear()
     if len(parts) == 1:
         return parts[0]
     arrays = zip(*((part.rows, part.masks, part.outputs) for part in parts), strict=True)

@@ -102,7 +102,8 @@ class Study:
             directory: its folder; made if needed.
             experiment: what to run.
             design: how masks are drawn.
-            num_rows: how many; default one per component for `LeaveOneOut`.
+            num_rows: how many, 5 to 20 per component as a rule; default one per component for
+                `LeaveOneOut`.
             dtypes: per output, "float32" or "float16"; the default depends on the size.
             execution: device, batch size and precision; default automatic.
             rows_per_shard: rows per work item; default by `plan`.
@@ -244,12 +245,16 @@ class Study:
         Raises:
             OutputError: outputs of some rows were NaN, infinite or too large; all others are kept.
         """
+        if executor is not None and not isinstance(executor, Executor):
+            raise SettingError(
+                "not an executor", expected="coar.Serial() or coar.Processes(workers=2)", got=repr(executor)
+            )
         remove_abandoned(self.directory / "shards")
         present = self.store.present()
         missing = [item for item in self.items() if item.index not in present]
         failed_before = set(self._failed_rows())
-        with progress_bar(self.num_rows, description, progress and bool(missing)) as bar:
-            bar.update(self.num_rows - sum(map(len, missing)))
+        done = self.num_rows - sum(map(len, missing))
+        with progress_bar(self.num_rows, description, progress and bool(missing), done) as bar:
             if missing:
                 for item, _ in (executor or Serial()).run(self._session(device, batch_size), missing):
                     bar.update(len(item))

@@ -164,17 +164,33 @@ def _require_map_style(dataset: Any) -> Any:
             expected="len(dataset) and dataset[i]",
             got=type(dataset).__name__,
         )
+    if isinstance(dataset, list | tuple) and len(dataset) == 2 and _looks_like_arrays(dataset):
+        raise TaskError(
+            "got arrays instead of a data set: their first dimension would be taken for two examples",
+            expected="a data set whose items are examples",
+            got=f"a {type(dataset).__name__} of {len(dataset)}",
+            todo="wrap them: torch.utils.data.TensorDataset(inputs, labels)",
+        )
     if len(dataset) == 0:
         raise TaskError("the data set is empty", expected="at least one example", got=0)
     return dataset
 
 
+def _looks_like_arrays(entries: Sequence[Any]) -> bool:
+    return all(hasattr(entry, "shape") and getattr(entry, "ndim", 0) >= 1 for entry in entries) and (
+        len(entries[0]) == len(entries[1]) > 2
+    )
+
+
 def _named_outputs(outputs: Mapping[str, OutputFunction] | OutputFunction) -> dict[str, OutputFunction]:
     if callable(outputs):
-        return {getattr(outputs, "__name__", "output"): outputs}
-    if not outputs:
+        outputs = {getattr(outputs, "__name__", "output"): outputs}
+    if not isinstance(outputs, Mapping) or not outputs or "<lambda>" in outputs:
         raise TaskError(
-            "a task needs at least one output", expected='{"margin": coar.outputs.margin}', got="{}"
+            "a task needs at least one output, by name",
+            expected='a named function or {"margin": coar.outputs.margin}',
+            got=repr(outputs),
+            todo='give a lambda a name: {"logit": lambda model, batch: ...}',
         )
     for name, function in outputs.items():
         if not callable(function):

@@ -107,7 +107,8 @@ def require_same_experiment(expected: Mapping[str, str], found: Mapping[str, str
             f"this experiment is not the one of the study: {', '.join(differing)} differ",
             expected=f"{key} {expected[key][:60]}",
             got=f"{key} {str(found.get(key))[:60]}",
-            todo="use the same model, data and components, or create a new study in another folder",
+            todo="use the same model, data and components (seed what the script initialises or draws, or "
+            "load saved weights), or create a new study in another folder",
         )
 
 

@@ -123,7 +123,7 @@ def test_from_a_spec_to_an_edit(works, spec, tmp_path):
     assert "90 of 90 rows" in works("run", study)
     fitted = works("fit", study)
     assert "40 columns x 12 components" in fitted
-    assert "median R2 on its own rows 1.000" in fitted
+    assert "from 60 of 60 rows, on which the median R2 is 1.000" in fitted
     evaluated = works("evaluate", study, "--fraction", 0.1, "--fraction", 0.2, "--num-rows", 9)
     assert "ablate 10%" in evaluated
     assert "ablate 20%" in evaluated
@@ -141,8 +141,8 @@ def test_an_edit_has_a_direction_and_a_guard(works, fails, spec, tmp_path):
     for words in (("init", spec, study), ("run", study), ("fit", study)):
         works(*words)
     edit = ("edit", study, "--target", "e0", "--save-to", tmp_path / "fix.json")
-    assert "accuracy down by at most -100.00%" in fails(*edit, "--max-accuracy-drop", -1)
-    assert "across 0" in fails(*edit, "--direction", "lower", "--max-accuracy-drop", 1)
+    assert "max_accuracy_drop is a fraction" in fails(*edit, "--max-accuracy-drop", -1)
+    assert "nothing to edit" in fails(*edit, "--direction", "lower", "--max-accuracy-drop", 1)
     assert not (tmp_path / "fix.json").exists()
 
 

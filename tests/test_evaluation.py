@@ -309,3 +309,9 @@ def test_methods_are_compared_over_the_same_columns():
     columns = Axis("columns", [str(i) for i in range(20)], {})
     found = Evaluation(columns, {0.1: truth}, {"A": {0.1: a}, "B": {0.1: b}}, seed=0)
     assert (found.compare("B", "A")[["difference", "low", "high"]].abs() < 1e-12).all(axis=None)
+
+
+def test_natural_mistakes_are_named(linear):
+    with refused(SettingError, "methods have names", '{"ridge": attributions}'):
+        evaluate(linear[0], linear[1], [0.1], progress=False)
+    assert list(evaluate(linear[0], {"truth": linear[1]}, 0.1, 5, progress=False).truth) == [0.1]

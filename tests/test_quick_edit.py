@@ -158,3 +158,9 @@ def test_a_digit_is_forgotten_and_the_saved_edit_does_it_too(digits_task, tmp_pa
     assert after == pytest.approx(result.targets.after[0], abs=1e-4)
     assert result.report.accuracy_after >= result.report.accuracy_before - 0.25
     assert model_fingerprint(digits_task.model) == before
+
+
+def test_a_target_that_is_right_already_is_refused_with_its_margin():
+    experiment, truth, _ = toy()
+    with refused(EditError, "nothing to edit", "below 0", "+"):
+        edit_examples(experiment, truth, ["e5"])

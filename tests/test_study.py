@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import coar
 from coar.errors import CoarError, OutputError, SettingError, StoreError, StudyError
@@ -390,3 +391,26 @@ def test_a_subclass_runs_in_other_processes_as_here(tmp_path):
     study = make(tmp_path / "s", Doubled())
     study.run(coar.Processes(workers=1), progress=False)
     np.testing.assert_allclose(only(study), 2 * SubsetMean().prepare(None)(study.masks[:])["mean"], rtol=1e-6)
+
+
+def test_natural_mistakes_are_named(tmp_path, experiment):
+    study = make(tmp_path / "s", experiment)
+    with pytest.raises(SettingError, match=r"coar\.Processes\(workers=2\)"):
+        study.run(2)
+    with pytest.raises(SettingError, match=r"coar\.Ridge\(\)"):
+        coar.fit(study, "ridge")
+    with pytest.raises(SettingError, match="auto, cpu"):
+        study.run(device="gpu")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="is a file"):
+        make(tmp_path / "file", experiment)
+    with pytest.raises(CoarError, match=r"coar\.Task"):
+        coar.ComponentAblation(torch.nn.Linear(2, 2), coar.find_components(torch.nn.Conv2d(1, 2, 3)))
+
+
+def test_files_have_the_rights_of_any_new_file(tmp_path, experiment):
+    study = make(tmp_path / "s", experiment)
+    study.run(progress=False)
+    (tmp_path / "plain").write_text("")
+    expected = (tmp_path / "plain").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "s").rglob("*") if path.is_file()} == {expected}

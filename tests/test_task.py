@@ -211,3 +211,16 @@ def small_task_on(device):
 
 def test_a_task_says_what_it_is():
     assert repr(small_task()) == "Task(Linear, 6 examples, outputs ['margin'])"
+
+
+def test_a_lambda_and_a_list_are_no_named_outputs():
+    for nameless in (lambda model, batch: model(batch), ["margin"], "margin"):
+        with refused(TaskError, "at least one output, by name", "give a lambda a name"):
+            Task(nn.Linear(2, 2).eval(), [torch.zeros(2)], outputs=nameless)
+
+
+def test_a_pair_of_arrays_is_no_data_set():
+    pair = torch.zeros(5, 2), torch.zeros(5)
+    for arrays in (pair, list(pair)):
+        with refused(TaskError, "first dimension", "TensorDataset"):
+            Task(nn.Linear(2, 2).eval(), arrays)

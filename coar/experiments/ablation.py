@@ -38,6 +38,10 @@ class ComponentAblation:
         self, task: Task, components: ComponentSet, bias: Bias = "keep", value: Value = "zero"
     ) -> None:
         check_convention(bias, value)
+        if not isinstance(task, Task):
+            raise TaskError(
+                "the first argument is a task", expected="coar.Task(model, dataset)", got=type(task).__name__
+            )
         components.require_fits(task.model)
         components.require_separate(task.model, with_bias=bias == "ablate" or value != "zero")
         self.task = task

@@ -10,7 +10,7 @@ import numpy as np
 
 from coar.attribution_blocks import Block, write_blocks
 from coar.attributions import Attributions
-from coar.errors import CoarWarning, FitError
+from coar.errors import CoarWarning, FitError, SettingError
 from coar.regression.ridge import Ridge
 from coar.regression.statistics import BLOCK_ROWS, MaskStatistics, collect
 from coar.rows import RowBlock, require_output, row_blocks
@@ -59,6 +59,8 @@ def fit(
         FitError: rows are missing, or too few.
         StoreError: a shard is damaged; it is named.
     """
+    if not hasattr(solver, "prepare"):
+        raise SettingError("not a solver", expected="coar.Ridge()", got=repr(solver))
     name = require_output(output, list(study.columns))
     path = study.attributions_path(save_as) if save_as else None
     items = study.finished()
@@ -133,7 +135,7 @@ def _require_complete(study: Study, partial: bool) -> None:
             f"{len(missing)} of {status.num_shards} shards of {study.directory} are missing",
             expected=f"{status.num_rows} rows",
             got=f"{status.rows} rows; first missing: {study.store.path(missing[0])}",
-            todo="run the study to the end, or pass partial=True to fit what is there",
+            todo="run the study to the end (`coar run`), or fit what is there: partial=True (`--partial`)",
         )
     if status.failed_rows:
         _say(f"{len(status.failed_rows)} failed rows are left out of the fit; see {study.directory}/failures")

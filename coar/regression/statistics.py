@@ -112,6 +112,7 @@ def collect(
         total += shifted.sum(axis=0)
         squares += np.einsum("ij,ij->j", shifted, shifted)
         rows += len(block.rows)
+        del block, masks, shifted  # before the next block is read: one in memory, not two
     if rows < 2:
         raise FitError("too few rows to fit", expected="at least 2", got=rows, todo="run the study first")
     outputs = OutputStatistics(rows, np.asarray(shift, np.float64), cross, total, squares)
