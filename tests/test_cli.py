@@ -123,7 +123,7 @@ def test_from_a_spec_to_an_edit(works, spec, tmp_path):
     assert "90 of 90 rows" in works("run", study)
     fitted = works("fit", study)
     assert "40 columns x 12 components" in fitted
-    assert "from 60 of 60 rows, on which the median R2 is 1.000" in fitted
+    assert "from 90 of 90 rows, on which the median R2 is 1.000" in fitted
     evaluated = works("evaluate", study, "--fraction", 0.1, "--fraction", 0.2, "--num-rows", 9)
     assert "ablate 10%" in evaluated
     assert "ablate 20%" in evaluated
