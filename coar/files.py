@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from coar.errors import SettingError, StoreError
+from coar.errors import CoarError, SettingError, StoreError
 
 PARTIAL = ".partial-"
 MAX_JSON_BYTES = 256 * 2**20  # names of a million components fit; a runaway or hostile file does not
@@ -196,10 +196,10 @@ def require_keys(value: Any, keys: Mapping[str, type | tuple[type, ...]], path: 
     return value
 
 
-def require_format(found: Any, supported: int, path: str | Path) -> None:
-    """Raise `StoreError` for a file of a newer format: its keys may mean other things."""
+def require_format(found: Any, supported: int, path: str | Path, error: type[CoarError] = StoreError) -> None:
+    """Raise `error` for a file of a newer format: its keys may mean other things."""
     if isinstance(found, int) and not isinstance(found, bool) and found > supported:
-        raise StoreError(
+        raise error(
             f"{path} was written by a newer version",
             expected=f"format {supported} or older",
             got=f"format {found}",

@@ -28,7 +28,7 @@ from coar.discovery import find_components
 from coar.errors import SpecError, StoreError
 from coar.experiments.ablation import ComponentAblation
 from coar.experiments.base import Experiment
-from coar.files import digest_json, read_json, safe_name
+from coar.files import digest_json, read_json, require_format, safe_name
 from coar.recipes import FACTORY_HELP, build_task, import_object
 from coar.settings import Setting, explain
 from coar.task import Recipe
@@ -163,13 +163,7 @@ class StudySpec(Setting):
 def _require_format(found: Any, where: str) -> None:
     if found is None:
         raise SpecError(f"{where} has no format", expected=f'"format": {FORMAT}', got="nothing")
-    if isinstance(found, int) and not isinstance(found, bool) and found > FORMAT:
-        raise SpecError(
-            f"{where} was written by a newer version",
-            expected=f"format {FORMAT} or older",
-            got=f"format {found}",
-            todo="upgrade this package",
-        )
+    require_format(found, FORMAT, where, SpecError)
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:

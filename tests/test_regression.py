@@ -251,3 +251,19 @@ def test_sets_of_one_size_are_warned_about_and_refused_without_a_penalty(tmp_pat
     with pytest.raises(FitError, match="determine every weight") as error:
         coar.fit(study, coar.Ridge(penalties=0.0))
     assert "rank 14" in error.value.got
+
+
+def test_a_component_that_never_varies_is_as_if_it_were_not_there():
+    """It takes no degree of freedom: scores, choices and errors are those of the others alone."""
+    rng = np.random.default_rng(0)
+    masks = rng.random((60, 30)) < 0.9
+    masks[:, 20:] = True
+    outputs = masks[:, :20] @ rng.normal(size=(20, 5)) + rng.normal(size=(60, 5))
+    fits = []
+    for kept in (masks, masks[:, :20]):
+        gram, sums = statistics_of(kept, outputs)
+        fits.append(coar.Ridge().prepare(gram).fit(sums, 0, list))
+    for figure in ("penalty", "score", "r2"):
+        np.testing.assert_allclose(fits[0].details[figure], fits[1].details[figure], rtol=1e-9)
+    np.testing.assert_allclose(fits[0].weights[:, :20], fits[1].weights, rtol=1e-9)
+    np.testing.assert_allclose(fits[0].errors[:, :20], fits[1].errors, rtol=1e-9)

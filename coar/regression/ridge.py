@@ -56,7 +56,7 @@ class Ridge(Setting):
         """Decompose the design once for all columns.
 
         Raises:
-            FitError: a penalty of 0 with no more rows than components.
+            FitError: a penalty of 0 where the masks do not determine every weight.
         """
         determined = int((masks.deviation > 0).sum())
         path = RidgePath(self, masks)
@@ -82,10 +82,11 @@ class RidgePath:
         # rounding alone: they get no weight, as in the minimum-norm solution.
         varies = values > RANK_TOLERANCE * values.max()
         self.values = np.where(varies, values, 0.0)
-        self.rank = int(varies.sum() - (masks.deviation == 0).sum())
+        constant = int((masks.deviation == 0).sum())  # each has an eigenvalue of 1 that stands for nothing
+        self.rank = int(varies.sum()) - constant
         inverse = 1.0 / (np.where(varies, values, 1.0) + self.penalties[:, None])
         self.shrinkage = np.where(varies, inverse, 0.0)  # [penalties, components]
-        self.freedom = (self.values * self.shrinkage).sum(axis=1)
+        self.freedom = (self.values * self.shrinkage).sum(axis=1) - constant / (1.0 + self.penalties)
 
     def fit(self, outputs: OutputStatistics, start: int, reread: Callable[[], Iterable[RowBlock]]) -> Block:
         """Fit some columns.
