@@ -1,25 +1,29 @@
 """ComponentSet: the parts of a model that can be ablated, and where each of them lies.
 
-A component is a slice of one parameter along one dimension: a convolution filter is one row of a
-weight, an attention head a run of columns of an output projection. Components of one module make a
-group; flat indices run through the groups in order.
+A component is a slice of one parameter along one dimension, on one side of the layer that uses it:
+a convolution filter is one row of a weight (output side), an attention head a run of columns of an
+output projection (input side). Components of one module make a group; flat indices run through the
+groups in order.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
+from itertools import combinations, pairwise
+from typing import Any, Literal
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from coar.axes import Axis
 from coar.errors import ComponentError, SpecError
 from coar.files import digest_json
+
+
+Side = Literal["output", "input"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,13 @@ class ComponentGroup:
         width: how many entries along the dimension belong to one component.
         offset: first entry along the dimension.
         bias: name of the parameter that holds the same units' biases, or None.
+        side: "output" where a component is some units that the layer emits, "input" where it is some
+            entries that the layer reads (the parameter is cut along its input dimension).
+        whole: the bias belongs to the component, whatever the convention: a residual branch.
+        blocks: into how many parts the parameter's first dimension is split before it is cut: the
+            groups of a transposed convolution, whose filters are columns of their group's rows.
+        scope: modules whose insides a component stands for (a head for its attention module): no other
+            kind of component lies there unless overlaps are asked for. Known to `find_components` only.
     """
 
     name: str
@@ -47,6 +58,10 @@ class ComponentGroup:
     width: int = 1
     offset: int = 0
     bias: str | None = None
+    side: Side = "output"
+    whole: bool = False
+    blocks: int = 1
+    scope: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def stop(self) -> int:
@@ -56,6 +71,15 @@ class ComponentGroup:
     def component_name(self, index: int) -> str:
         """Name of a component by its number in the group."""
         return f"{self.name}[{index}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON form: what later formats added is left out where it says nothing new."""
+        value = asdict(self) | {"scope": ()}
+        added = {entry.name: entry.default for entry in fields(self) if entry.name in _ADDED}
+        return {key: entry for key, entry in value.items() if key not in added or entry != added[key]}
+
+
+_ADDED = ("side", "whole", "blocks", "scope")  # after the first release: digests of older sets stay
 
 
 class ComponentSet:
@@ -71,11 +95,13 @@ class ComponentSet:
         self,
         groups: Iterable[ComponentGroup],
         left_out: Sequence[str] = (),
-        selection: dict[str, list[str]] | None = None,
+        selection: dict[str, Any] | None = None,
+        overlap: bool = False,
     ) -> None:
         self.groups = tuple(groups)
         self.left_out = tuple(left_out)  # modules that a rule skips by default, for the summary
         self.selection = selection  # the arguments of find_components, for specs; None for groups by hand
+        self.overlap = overlap  # several gates may act on one number; each factor counts
         self.starts = np.concatenate([[0], np.cumsum([group.count for group in self.groups])]).astype(
             np.int64
         )
@@ -145,7 +171,8 @@ class ComponentSet:
 
     def pick(self, indices: Iterable[int]) -> ComponentSet:
         """Some components as a set of their own, one group each: what an edit keeps."""
-        return ComponentSet(_single(*self.locate(int(index))) for index in indices)
+        chosen = [_single(*self.locate(int(index))) for index in indices]
+        return ComponentSet(chosen, overlap=self.overlap)
 
     def axis(self, model_fingerprint: str, ablation: str) -> Axis:
         """The components axis of arrays made with one model and one way of ablating it."""
@@ -173,7 +200,7 @@ class ComponentSet:
             _require_group_fits(group, modules.get(group.module))
 
     def require_separate(self, model: nn.Module, with_bias: bool = False) -> None:
-        """Raise `ComponentError` if two components overlap, or another module uses a gated parameter.
+        """Raise `ComponentError` if components overlap unasked, or another module uses a gated parameter.
 
         Args:
             model: one that the components fit.
@@ -190,12 +217,14 @@ class ComponentSet:
                 if len(owners[place]) > 1:
                     raise _shared(group, key, owners[place])
                 claims.setdefault(place, []).append((dimension, group.offset, group.stop, group.name))
-        for claim in claims.values():
-            _require_disjoint(sorted(claim))
+        if not self.overlap:
+            for claim in claims.values():
+                _require_disjoint(sorted(claim))
+            _require_scopes_apart(self.groups)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain JSON form of the groups."""
-        return [asdict(group) for group in self.groups]
+        return [group.to_json() for group in self.groups]
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> ComponentSet:
@@ -237,8 +266,29 @@ def _require_disjoint(claims: list[tuple[int, int, int, str]]) -> None:
                 "components overlap: some numbers belong to two of them",
                 expected="every number of a parameter in at most one component",
                 got=f"{name} and {other}",
-                todo="choose one kind of component per layer",
+                todo=_SEPARATE,
             )
+
+
+def _require_scopes_apart(groups: Sequence[ComponentGroup]) -> None:
+    """A head and the rows of its own values, a block and its filters: one switches the other off."""
+    scopes: dict[str, dict[str, str]] = {}
+    for group in groups:
+        for scope in group.scope or (group.module,):
+            scopes.setdefault(group.kind, {}).setdefault(scope, group.name)
+    for (kind, ours), (other_kind, theirs) in combinations(scopes.items(), 2):
+        for scope, name in ours.items():
+            for other, other_name in theirs.items():
+                if f"{scope}.".startswith(f"{other}.") or f"{other}.".startswith(f"{scope}."):
+                    raise ComponentError(
+                        f"components overlap: {name} ({kind}) and {other_name} ({other_kind})",
+                        expected="components that can be ablated independently of each other",
+                        got="one lies inside the other",
+                        todo=_SEPARATE,
+                    )
+
+
+_SEPARATE = "choose one kind of component per layer, or allow it: find_components(..., overlap=True)"
 
 
 def _single(group: ComponentGroup, number: int) -> ComponentGroup:
@@ -248,6 +298,8 @@ def _single(group: ComponentGroup, number: int) -> ComponentGroup:
 
 def _require_group_fits(group: ComponentGroup, module: nn.Module | None) -> None:
     parameter = module._parameters.get(group.parameter) if module is not None else None
+    if parameter is not None:
+        _require_floats(parameter, group)
     if parameter is None:
         raise ComponentError(
             f"components of another model: no parameter {group.parameter!r} in module {group.module!r}",
@@ -255,7 +307,9 @@ def _require_group_fits(group: ComponentGroup, module: nn.Module | None) -> None
             got="no such module" if module is None else f"{type(module).__name__} without it",
             todo="call find_components on this very model; remove weight norm and the like first",
         )
-    size = parameter.shape[group.dimension] if 0 <= group.dimension < parameter.ndim else 0
+    size = parameter.shape[group.dimension] * group.blocks if 0 <= group.dimension < parameter.ndim else 0
+    if group.blocks > 1 and parameter.shape[0] % group.blocks:
+        size = 0
     if group.stop > size or group.offset < 0 or min(group.count, group.width) < 1:
         raise ComponentError(
             f"components of another model: {group.module}.{group.parameter} has another shape",
@@ -263,3 +317,18 @@ def _require_group_fits(group: ComponentGroup, module: nn.Module | None) -> None
             got=tuple(parameter.shape),
             todo="call find_components on this very model",
         )
+
+
+def _require_floats(parameter: nn.Parameter, group: ComponentGroup) -> None:
+    plain = type(parameter) in (nn.Parameter, Tensor, nn.parameter.UninitializedParameter)
+    if plain and parameter.is_floating_point() and not nn.parameter.is_lazy(parameter):
+        return
+    lazy = nn.parameter.is_lazy(parameter)
+    raise ComponentError(
+        f"{group.module}.{group.parameter} cannot be gated",
+        expected="a plain floating-point parameter",
+        got="one without a shape yet" if lazy else f"{type(parameter).__name__} of {parameter.dtype}",
+        todo="run one batch through the lazy model first"
+        if lazy
+        else "load the model unquantised (float32, bfloat16 or float16) and not sharded",
+    )

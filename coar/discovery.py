@@ -1,39 +1,43 @@
 """find_components: which parts of a model are components of which kind.
 
-Rules are keyed by the qualified names of module classes and found along a module's method
-resolution order, so that subclasses are recognised and no library needs to be imported for a rule
-to exist.
+The rules are in `coar.kinds`; here they are applied to the modules of a model, and what nobody means
+by "all neurons" (the final classifier) is left out unless it is named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+import coar.kinds  # noqa: F401  registers the rules
 from coar.components import ComponentGroup, ComponentSet
-from coar.errors import ComponentError
+from coar.errors import ComponentError, SettingError
+from coar.kinds.heads import output_heads
+from coar.kinds.registry import RULES, class_names, component_rule, rule_for
 
-Rule = Callable[[str, nn.Module], list[ComponentGroup]]
-_RULES: dict[str, dict[str, Rule]] = {}  # kind -> qualified class name -> rule
+__all__ = ["PUBLISHED", "component_rule", "find_components", "kinds"]
 
 
-def component_rule(kind: str, *class_names: str) -> Callable[[Rule], Rule]:
-    """Declare how modules of some classes are cut into components of a kind (decorator).
+@dataclass(frozen=True)
+class Preset:
+    """Arguments of `find_components` that give a published set of components."""
 
-    Args:
-        kind: a singular name, for example "conv_filter".
-        class_names: qualified class names, for example "torch.nn.modules.linear.Linear".
+    kinds: tuple[str, ...]
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
 
-    The function gets a module's name and the module, and returns its groups.
-    """
 
-    def register(rule: Rule) -> Rule:
-        _RULES.setdefault(kind, {}).update(dict.fromkeys(class_names, rule))
-        return rule
-
-    return register
+# The sets of the COAR paper's released code. Its rule for filters is "conv" in the module's name, which
+# leaves torchvision's shortcut convolutions (downsample.0) out; its GPT-2 set is rows of (in, out) weights.
+PUBLISHED = {
+    "cifar_resnet": Preset(("conv_filter",), include=("*conv*",)),
+    "resnet50": Preset(("conv_filter",), include=("*conv*",)),
+    "vit_b_16": Preset(("neuron",), exclude=("heads*",)),
+    "gpt2": Preset(("conv1d_input_row",)),
+}
 
 
 def kinds() -> list[str]:
@@ -42,127 +46,153 @@ def kinds() -> list[str]:
     >>> "conv_filter" in kinds()
     True
     """
-    return sorted(_RULES)
+    return sorted(RULES)
 
 
 def find_components(
     model: nn.Module,
-    kinds: Sequence[str] = ("conv_filter",),
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    kinds: Sequence[str] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    *,
+    published: str | None = None,
+    overlap: bool = False,
 ) -> ComponentSet:
     """List the components of a model.
 
     Args:
         model: any torch model; it is only read.
-        kinds: which kinds of components: "conv_filter", "neuron" (units of Linear layers), or your own.
+        kinds: which kinds of components, for example `["attention_head", "mlp_neuron"]`; default
+            `["conv_filter"]`. See `coar.discovery.kinds()` and docs/components.md.
         include: patterns (`*`, `?`, `[...]`) for module names; a module counts if any matches.
         exclude: patterns of modules to leave out.
+        published: "cifar_resnet", "resnet50", "vit_b_16" or "gpt2": the set of components that the
+            COAR paper's code uses for that network, in place of the three arguments above.
+        overlap: allow components that lie in each other, such as heads and the neurons of their
+            values; where several gates act on one number, all of them count.
 
     Returns:
-        The components in the order of the model's modules.
+        The components in the order of the model's modules. The final classifier and tied output
+        heads are no neurons unless an `include` pattern other than "*" names them.
 
     Raises:
-        ComponentError: an unknown kind, nothing found, an included module without a rule, or two
-            modules that share one parameter.
+        ComponentError: an unknown kind, nothing found, an included module without a rule, components
+            that overlap, or two modules that share one parameter.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     >>> len(find_components(model))
     6
     """
-    _require_known(kinds)
-    modules = {name: m for name, m in model.named_modules() if _matches(name, include, exclude)}
-    last_linear = _classifier(model)
+    chosen = _chosen(kinds, include, exclude, published)
+    _require_known(chosen.kinds)
+    modules = dict(model.named_modules())
+    heads = output_heads(model) if "neuron" in chosen.kinds else set()
     groups, left_out = [], []
     for name, module in modules.items():
-        for kind in kinds:
-            found = _apply_rules(kind, name, module)
-            if found and kind == "neuron" and name == last_linear and not _named(name, include):
-                left_out.append(name)
-            else:
-                groups.extend(found)
-    selection = {"kinds": list(kinds), "include": list(include), "exclude": list(exclude)}
-    components = ComponentSet(groups, left_out, selection)
-    _require_found(components, modules, kinds, include)
+        for kind in chosen.kinds:
+            for group in _selected(_apply_rule(kind, name, module), name, chosen):
+                if kind == "neuron" and name in heads and not _named(group, name, chosen.include):
+                    left_out.append(name)
+                else:
+                    groups.append(group)
+    selection = {"kinds": list(chosen.kinds), "include": list(chosen.include), "exclude": list(chosen.exclude)}
+    components = ComponentSet(groups, left_out, selection | ({"overlap": True} if overlap else {}), overlap)
+    _require_found(components, modules, chosen)
     components.require_fits(model)
     components.require_separate(model)
     return components
 
 
-@component_rule(
-    "conv_filter",
-    "torch.nn.modules.conv.Conv1d",
-    "torch.nn.modules.conv.Conv2d",
-    "torch.nn.modules.conv.Conv3d",
-)
-def _conv_filters(name: str, module: nn.Module) -> list[ComponentGroup]:
-    bias = "bias" if module.bias is not None else None
-    return [ComponentGroup(name, "conv_filter", name, "weight", 0, int(module.out_channels), bias=bias)]  # type: ignore[arg-type]
+def _chosen(
+    kinds: Sequence[str] | None,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    published: str | None,
+) -> Preset:
+    if published is None:
+        for name, patterns in (("kinds", kinds), ("include", include), ("exclude", exclude)):
+            if isinstance(patterns, str):
+                raise ComponentError(f"{name} is a list", expected=f"[{patterns!r}]", got=repr(patterns))
+        found = Preset(tuple(kinds or ()) if kinds is not None else ("conv_filter",))
+        include = ("*",) if include is None else include
+        return Preset(found.kinds, tuple(include), tuple(exclude or ()))
+    if not (kinds is include is exclude is None):
+        raise SettingError(
+            "published names a whole set of components",
+            expected=f"published={published!r} alone",
+            got="kinds, include or exclude beside it",
+            todo=f"write the set out: {PUBLISHED.get(published)}",
+        )
+    if published not in PUBLISHED:
+        raise SettingError(
+            "unknown published set", expected=f"one of: {', '.join(PUBLISHED)}", got=repr(published)
+        )
+    return PUBLISHED[published]
 
 
-@component_rule("neuron", "torch.nn.modules.linear.Linear")
-def _linear_neurons(name: str, module: nn.Module) -> list[ComponentGroup]:
-    bias = "bias" if module.bias is not None else None
-    return [ComponentGroup(name, "neuron", name, "weight", 0, int(module.out_features), bias=bias)]  # type: ignore[arg-type]
+def _apply_rule(kind: str, name: str, module: nn.Module) -> list[ComponentGroup]:
+    rule = rule_for(kind, module)
+    return rule(name, module) if rule else []
 
 
-def _apply_rules(kind: str, name: str, module: nn.Module) -> list[ComponentGroup]:
-    for base in type(module).__mro__:
-        rule = _RULES[kind].get(f"{base.__module__}.{base.__qualname__}")
-        if rule:
-            return rule(name, module)
-    return []
+def _selected(found: list[ComponentGroup], name: str, chosen: Preset) -> list[ComponentGroup]:
+    """Groups whose patterns fit: by the name of the layer that is cut, or of the module it is part of."""
+    return [
+        group
+        for group in found
+        if (_matches(name, chosen.include) or _matches(group.module, chosen.include))
+        and not (_matches(name, chosen.exclude) or _matches(group.module, chosen.exclude))
+    ]
 
 
-def _classifier(model: nn.Module) -> str | None:
-    """Name of the last Linear: ablating its units removes classes, not parts of the computation."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return linear[-1] if linear else None
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _matches(name: str, include: Iterable[str], exclude: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
-
-
-def _named(name: str, include: Iterable[str]) -> bool:
-    return any(pattern != "*" and fnmatchcase(name, pattern) for pattern in include)
+def _named(group: ComponentGroup, name: str, include: Iterable[str]) -> bool:
+    patterns = [pattern for pattern in include if pattern != "*"]
+    return _matches(name, patterns) or _matches(group.module, patterns)
 
 
 def _require_known(kinds: Sequence[str]) -> None:
-    if isinstance(kinds, str):
-        raise ComponentError("kinds is a list", expected=f"[{kinds!r}]", got=repr(kinds))
     for kind in kinds:
-        if kind not in _RULES:
+        if kind not in RULES:
             raise ComponentError(
                 "unknown component kind",
-                expected=f"one of: {', '.join(sorted(_RULES))}",
+                expected=f"one of: {', '.join(sorted(RULES))}",
                 got=repr(kind),
-                todo="or declare your own with coar.discovery.component_rule",
+                todo="or declare your own with coar.component_rule",
             )
 
 
-def _require_found(
-    components: ComponentSet, modules: dict[str, nn.Module], kinds: Sequence[str], include: Sequence[str]
-) -> None:
-    covered = {group.module for group in components} | set(components.left_out)
-    for pattern in (p for p in include if p != "*"):
+def _require_found(components: ComponentSet, modules: dict[str, nn.Module], chosen: Preset) -> None:
+    covered = {name for group in components for name in (group.module, *group.scope)}
+    covered |= set(components.left_out)
+    for pattern in (p for p in chosen.include if p != "*"):
         matching = [name for name in modules if fnmatchcase(name, pattern)]
-        if not covered & set(matching):
+        inside = any(fnmatchcase(name, pattern) for name in covered)
+        if not inside:
             seen = {f"{name} ({type(modules[name]).__name__})" for name in matching}
-            _refuse_nothing(f"include pattern {pattern!r} finds no component", sorted(seen), kinds)
-    if not len(components):
-        owners = {type(m).__name__ for m in modules.values() if m._parameters}
-        _refuse_nothing("no component found", sorted(owners), kinds, components.left_out)
+            _refuse_nothing(f"include pattern {pattern!r} finds no component", sorted(seen), chosen.kinds)
+    if not chosen.kinds:
+        _refuse_nothing("no component found: no kinds are asked for", [], kinds())
+    found = {group.kind for group in components}
+    for kind in chosen.kinds:
+        if kind not in found:
+            owners = {type(m).__name__ for m in modules.values() if m._parameters}
+            what = "no component found" if not len(components) else f"no component of kind {kind!r} found"
+            asked = chosen.kinds if not len(components) else (kind,)
+            _refuse_nothing(what, sorted(owners), asked, components.left_out)
 
 
 def _kinds_of(seen: list[str], kinds: Sequence[str]) -> list[str]:
     """Other kinds that know one of the classes seen."""
-    found = [kind for kind in sorted(_RULES) if kind not in kinds]
-    return [kind for kind in found if {name.rsplit(".", 1)[1] for name in _RULES[kind]} & set(seen)]
+    found = [kind for kind in sorted(RULES) if kind not in kinds]
+    return [kind for kind in found if set(class_names(kind)) & set(seen)]
 
 
 def _refuse_nothing(what: str, seen: list[str], kinds: Sequence[str], left_out: Sequence[str] = ()) -> None:
-    classes = sorted({name.rsplit(".", 1)[1] for kind in kinds for name in _RULES[kind]})
+    classes = sorted({name for kind in kinds for name in class_names(kind)})
     raise ComponentError(
         what,
         expected=f"layers with {', '.join(kinds)}: {', '.join(classes)}",
@@ -171,5 +201,5 @@ def _refuse_nothing(what: str, seen: list[str], kinds: Sequence[str], left_out: 
         if left_out
         else f"try kinds={others}"
         if (others := _kinds_of(seen, kinds))
-        else "choose other kinds or patterns, or add a layer type with coar.discovery.component_rule",
+        else "choose other kinds or patterns, or add a layer type with coar.component_rule",
     )

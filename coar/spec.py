@@ -48,9 +48,11 @@ class TaskSpec(Setting):
 class ComponentsSpec(Setting):
     """Arguments of `find_components`, or the groups themselves where they were put together by hand."""
 
-    kinds: Strings = ("conv_filter",)
-    include: Strings = ("*",)
-    exclude: Strings = ()
+    kinds: Strings | None = None
+    include: Strings | None = None
+    exclude: Strings | None = None
+    published: str | None = None
+    overlap: Literal[True] | None = None
     groups: tuple[dict[str, Any], ...] | None = Field(default=None, strict=False)
 
 
@@ -222,5 +224,12 @@ def build_experiment(
     if chosen.groups is not None:
         components = ComponentSet.from_json(chosen.groups, "spec")
     else:
-        components = find_components(task.model, chosen.kinds, chosen.include, chosen.exclude)
+        components = find_components(
+            task.model,
+            chosen.kinds,
+            chosen.include,
+            chosen.exclude,
+            published=chosen.published,
+            overlap=bool(chosen.overlap),
+        )
     return ComponentAblation(task, components, part.bias, part.value)

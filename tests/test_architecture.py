@@ -26,6 +26,7 @@ ORDER = [
     "task",
     "recipes",
     "components",
+    "kinds",
     "discovery",
     "gates",
     "designs",
