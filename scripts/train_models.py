@@ -31,7 +31,8 @@ from coar.tasks.cifar import normalise
 from coar.tasks.cifar_networks import build_network
 from coar.tasks.data_folder import find_data, load_weights, tied_names
 
-IMAGES, RECORD = "cifar10_jpeg.npz", "models.json"
+IMAGES, RECORD, README = "cifar10_jpeg.npz", "models.json", "README.md"
+TABLE_START, TABLE_END = "<!-- table of models.json -->\n", "<!-- end of the table -->\n"
 NUM_TRAIN, NUM_SAMPLE = 15_000, 1_000  # of the training images; of the test images, see make_samples
 PADDING = 4
 
@@ -97,6 +98,7 @@ def main() -> None:
         "command": " ".join(["python -m scripts.train_models", *sys.argv[1:]]),
     }
     write_record(options.output / RECORD, options.network, entry)
+    write_table(options.output.parent / README, options.output / RECORD)
     print(json.dumps({options.network: entry}, indent=2))
 
 
@@ -217,6 +219,37 @@ def write_record(path: Path, name: str, entry: dict[str, Any]) -> None:
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     record[name] = entry
     path.write_text(json.dumps(dict(sorted(record.items())), indent=2) + "\n", encoding="utf-8")
+
+
+def write_table(readme: Path, record: Path) -> None:
+    """Bring the table in data/README.md up to date, if there is one."""
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    if TABLE_START in text:
+        before, _, rest = text.partition(TABLE_START)
+        table = models_table(json.loads(record.read_text(encoding="utf-8")))
+        readme.write_text(before + TABLE_START + table + rest[rest.index(TABLE_END) :], encoding="utf-8")
+
+
+def models_table(record: dict[str, Any]) -> str:
+    """Markdown: one line per network, from models.json."""
+    lines = [
+        "| network | file | bytes | choosing | test | sample | epochs | seconds | SHA-256 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in record.items():
+        shares = [entry["accuracy"].get(split) for split in ("choosing", "test", "sample")]
+        weights = entry["files"]["weights"]
+        cells = [
+            name,
+            f"`{weights['file']}`",
+            f"{weights['bytes']:,}",
+            *("" if share is None else f"{share:.1%}" for share in shares),
+            entry["epochs"],
+            entry["seconds"],
+            f"`{weights['sha256']}`",
+        ]
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

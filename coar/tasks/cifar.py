@@ -61,7 +61,7 @@ def make_task(
 
     >>> task = make_task("resnet20", small=True, num_examples=50)               # doctest: +SKIP
     >>> len(task), task.metadata["class"][0]                                    # doctest: +SKIP
-    (50, 'frog')
+    (50, 'truck')
     """
     model = build_network(network)  # first: an unknown name needs no data to be refused
     images, labels = _read(small, data)
@@ -139,16 +139,21 @@ def _read_original(data: str | None) -> tuple[np.ndarray, np.ndarray]:
             "torchvision reads the original CIFAR-10", got=str(error), todo=install_hint("vision")
         ) from error
     try:
-        folder = find_data(ORIGINAL).parent if data is None else Path(data)
-        found = CIFAR10(str(folder), train=False, download=False)  # compares the files' MD5s
+        folder = Path(data) if data is not None else find_data(ORIGINAL).parent
     except StoreError as error:
         raise StoreError(
             "CIFAR-10 is not here", expected=error.expected, got=error.got, todo=DOWNLOAD
         ) from None
+    return _read_with(CIFAR10, folder)
+
+
+def _read_with(library_class: Any, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        found = library_class(str(folder), train=False, download=False)  # compares MD5s
     except RuntimeError as error:
         raise StoreError(
-            f"CIFAR-10 is not in {data or folder}, or its files are damaged",
-            expected=f"a folder {ORIGINAL} in it, as torchvision downloads it, or an .npz file",
+            f"CIFAR-10 is not in {folder}, or its files are damaged",
+            expected=f"a folder {ORIGINAL} in it, as torchvision downloads it; or an .npz file",
             got=str(error),
             todo=DOWNLOAD,
         ) from None
