@@ -23,7 +23,8 @@ from coar.errors import OutputError, SettingError
 from coar.executors.base import Executor
 from coar.experiments.ablation import ComponentAblation
 from coar.experiments.base import Experiment
-from coar.experiments.runner import move, per_example
+from coar.experiments.examples import move
+from coar.experiments.reading import per_example
 from coar.progress import progress_bar
 from coar.rows import require_output
 from coar.study import Study
@@ -131,7 +132,9 @@ def gradient_x_parameter(
 
 
 def _gated_parameters(module: nn.Module, group: ComponentGroup, bias: str) -> list[nn.Parameter]:
-    names = [group.parameter] + ([group.bias] if bias == "ablate" and group.bias else [])
+    names = [group.parameter]
+    if group.bias and (bias == "ablate" or group.whole):
+        names.append(group.bias)
     return [parameter for name in names if (parameter := module._parameters[name]) is not None]
 
 
@@ -145,8 +148,11 @@ def _per_component(
         for dimension, parameter in zip((group.dimension, 0), parameters, strict=False):
             gradient = gradients[parameter]
             if gradient is not None:
-                product = (gradient * parameter.detach()).double().movedim(dimension, 0)
-                rows = product[group.offset : group.stop].reshape(group.count, -1)
+                product = (gradient * parameter.detach()).double()
+                if parameter.ndim > 1 and group.blocks > 1:  # units are columns of their block's rows
+                    product = product.unflatten(0, (group.blocks, -1)).movedim(1, -1).flatten(0, 1)
+                    dimension = 0
+                rows = product.movedim(dimension, 0)[group.offset : group.stop].reshape(group.count, -1)
                 sums[flat] += rows.sum(dim=1).cpu().numpy()
     return sums
 

@@ -22,7 +22,6 @@ from coar.axes import Axis
 from coar.errors import ComponentError, SpecError
 from coar.files import digest_json
 
-
 Side = Literal["output", "input"]
 
 
@@ -316,6 +315,19 @@ def _require_group_fits(group: ComponentGroup, module: nn.Module | None) -> None
             expected=f"at least {group.stop} entries along dimension {group.dimension}",
             got=tuple(parameter.shape),
             todo="call find_components on this very model",
+        )
+    _require_side(group, module)
+
+
+def _require_side(group: ComponentGroup, module: nn.Module | None) -> None:
+    """In the layers whose layout is known, rows are outputs and columns inputs."""
+    rows = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and group.parameter == "weight"
+    if rows and (group.dimension == 0) != (group.side == "output"):
+        raise ComponentError(
+            f"{group.name}: dimension {group.dimension} of a {type(module).__name__}'s weight is not its "
+            f"{group.side} side",
+            expected="dimension 0 with side='output', or another with side='input'",
+            got=f"dimension {group.dimension} with side={group.side!r}",
         )
 
 

@@ -18,7 +18,7 @@ from coar.experiments.ablation import ComponentAblation
 from coar.experiments.base import Experiment
 from coar.files import read_json, require_format, require_keys, write_json_once
 from coar.fingerprints import model_fingerprint
-from coar.gates import Bias, Value, ablated_copy
+from coar.gates import Bias, Means, Value, ablated_copy, pick_means
 from coar.rows import require_output
 from coar.work import require_storable
 
@@ -69,6 +69,7 @@ class Edit:
         source: source of the components axis; `source["model"]` is the model's fingerprint.
         scores: by which they were chosen.
         provenance: from which attributions, targets and references; effects on the targets.
+        means: what takes the place of each component where value is "mean".
     """
 
     names: tuple[str, ...]
@@ -78,6 +79,7 @@ class Edit:
     source: Mapping[str, str]
     scores: tuple[float, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    means: Means | None = field(default=None, compare=False)
 
     @classmethod
     def of(
@@ -92,9 +94,9 @@ class Edit:
         source = experiment.components.source
         if isinstance(experiment, ComponentAblation):
             picked = experiment.component_set.pick(indices)
-            return cls(
-                names, picked, experiment.bias, experiment.value, source, tuple(scores), provenance or {}
-            )
+            means = pick_means(experiment.means, experiment.component_set, indices)
+            convention = experiment.bias, experiment.value
+            return cls(names, picked, *convention, source, tuple(scores), provenance or {}, means)
         return cls(names, None, "keep", "zero", source, tuple(scores), provenance or {})
 
     def __repr__(self) -> str:
@@ -115,7 +117,8 @@ class Edit:
                 got=f"model {found[:12]}",
                 todo="make the edit from this model's own attributions",
             )
-        return ablated_copy(model, components, np.zeros(len(components), dtype=bool), self.bias, self.value)
+        keep = np.zeros(len(components), dtype=bool)
+        return ablated_copy(model, components, keep, self.bias, self.value, self.means)
 
     def effect(self, experiment: Experiment, columns: Columns, output: str) -> Effect:
         """Outputs of some columns of the experiment before and after.
@@ -145,6 +148,8 @@ class Edit:
             "scores": [score if np.isfinite(score) else str(score) for score in self.scores],
             "provenance": dict(self.provenance),
         }
+        if self.means is not None:
+            value["means"] = {name: entries.tolist() for name, entries in self.means.items()}
         write_json_once(Path(path), value)
         return Path(path)
 
@@ -162,9 +167,9 @@ class Edit:
             scores = tuple(float(score) for score in value["scores"])
         except (TypeError, ValueError) as error:
             raise StoreError(f"{path} is damaged: scores are not numbers", got=str(error)[:200]) from None
-        return cls(
-            found, components, value["bias"], value["value"], value["source"], scores, value["provenance"]
-        )
+        means = {name: np.array(entries) for name, entries in value.get("means", {}).items()} or None
+        convention = value["bias"], value["value"]
+        return cls(found, components, *convention, value["source"], scores, value["provenance"], means)
 
     def _require_experiment(self, experiment: Experiment) -> None:
         found = experiment.components.source

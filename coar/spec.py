@@ -63,7 +63,7 @@ class ComponentAblationSpec(Setting):
     task: TaskSpec
     components: ComponentsSpec
     bias: Literal["keep", "ablate"] = "keep"
-    value: float | Literal["zero"] = "zero"
+    value: float | Literal["zero", "mean"] = "zero"
 
 
 class CustomExperimentSpec(Setting):
@@ -91,7 +91,7 @@ class ExecutionSpec(Setting):
 
     device: str = "auto"
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    precision: Literal["auto", "float32", "float64"] = "auto"
+    precision: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
 
 
 def _experiment_tag(value: Any) -> str:

@@ -159,7 +159,9 @@ def make_case(name: str) -> Case:
 def components_of(name: str, model: nn.Module) -> ComponentSet:
     if name == "slices":
         # The first input of hidden2 is left out: an offset of 1, then three components of width 2.
-        return ComponentSet([ComponentGroup("pairs", "pair", "hidden2", "weight", 1, 3, width=2, offset=1)])
+        return ComponentSet(
+            [ComponentGroup("pairs", "pair", "hidden2", "weight", 1, 3, width=2, offset=1, side="input")]
+        )
     if name == "several_outputs":
         return find_components(model, kinds=["neuron"])
     return find_components(model, kinds=type(model).kinds)

@@ -505,7 +505,7 @@ class TestWhatTheRivalFound:
     def test_components_that_overlap_are_refused(self):
         task = small_task()
         rows = coar.ComponentGroup("rows", "neuron", "0", "weight", dimension=0, count=5, bias="bias")
-        columns = coar.ComponentGroup("columns", "input", "0", "weight", dimension=1, count=4)
+        columns = coar.ComponentGroup("columns", "input", "0", "weight", dimension=1, count=4, side="input")
         with refused(ComponentError, "overlap", "rows and columns"):
             coar.ComponentAblation(task, coar.ComponentSet([rows, columns]))
 

@@ -129,6 +129,10 @@ class TestPatterns:
         assert found.selection == {"kinds": ["conv_filter"], "include": ["conv?"], "exclude": ["*2"]}
         assert find_components(self.model, **found.selection) == found
 
+    def test_a_group_is_found_by_its_own_name_too(self):
+        model = nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 2))
+        assert counts(find_components(model, kinds=["neuron"], include=["0.in_proj"])) == {"0.in_proj": 12}
+
     def test_an_include_pattern_that_matches_no_module_is_refused(self):
         with refused(ComponentError, "'layer9.*' finds no component", "no module of that name", "patterns"):
             find_components(self.model, include=["conv1", "layer9.*"])
@@ -145,7 +149,7 @@ class TestPatterns:
 class TestBadInput:
     def test_an_unknown_kind_is_refused_with_those_that_exist(self):
         with refused(
-            ComponentError, "unknown component kind", "conv_filter, neuron", "'filter'", "component_rule"
+            ComponentError, "unknown component kind", "conv_filter, mlp_neuron", "'filter'", "component_rule"
         ):
             find_components(make_model("mlp"), kinds=["filter"])
 
@@ -198,7 +202,7 @@ class TestRules:
         assert "factor" in kinds()
         found = find_components(model, kinds=["factor"])
         assert counts(found) == {"0": 3}
-        check_components(model, found, torch.ones(1, 3))
+        check_components(model, found, torch.ones(2, 3), per_example=False)
 
     @pytest.mark.usefixtures("scale_rule")
     def test_the_rule_of_the_nearest_base_decides(self):

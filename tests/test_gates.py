@@ -6,7 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from torch import nn
 
+from coar.components import ComponentGroup, ComponentSet
 from coar.errors import ComponentError, SettingError
 from coar.fingerprints import model_fingerprint
 from coar.gates import ScaledWeights, ablated_copy, check_convention
@@ -179,17 +181,18 @@ class TestBadInput:
         with refused(SettingError, "bias convention", "'keep' or 'ablate'", repr(bias)):
             check_convention(bias, "zero")
 
-    @pytest.mark.parametrize("value", ["mean", None, True, float("nan"), float("inf")])
+    @pytest.mark.parametrize("value", ["median", None, True, float("nan"), float("inf")])
     def test_an_unknown_value(self, value):
-        with refused(SettingError, "ablation value", "'zero' or a finite number", repr(value)):
+        with refused(SettingError, "ablation value", "'zero', 'mean' or a finite number", repr(value)):
             check_convention("keep", value)
 
-    def test_a_constant_for_what_is_no_output_unit(self):
-        case = make_case("slices")
-        with refused(
-            ComponentError, "hidden2 cannot be replaced by a constant", "pair in Linear", 'value="zero"'
-        ):
-            ScaledWeights(copy.deepcopy(case.task.model), case.components, value=1.0)
+    def test_a_constant_for_what_a_convolution_reads(self):
+        """At the padding, a constant would be no constant."""
+        model = nn.Conv2d(4, 2, 3, padding=1)
+        group = ComponentGroup("images", "channel", "", "weight", dimension=1, count=4, side="input")
+        words = ["cannot be replaced by a constant", "channel in Conv2d", 'value="zero"']
+        with refused(ComponentError, *words):
+            ScaledWeights(model, ComponentSet([group]), value=1.0)
 
     def test_components_of_another_model(self):
         with refused(ComponentError, "components of another model"):

@@ -14,7 +14,7 @@ VALID = {
     "format": 1,
     "experiment": {
         "name": "component_ablation",
-        "task": {"factory": "coar.testing:linear_task", "args": {"num_components": 6}},
+        "task": {"factory": "coar.testing.toys:linear_task", "args": {"num_components": 6}},
         "components": {"kinds": ["neuron"], "include": ["hidden"], "exclude": []},
         "bias": "keep",
         "value": "zero",
@@ -93,7 +93,7 @@ def test_any_valid_spec_survives_json(design, rows, names, dtype, value, pattern
         (("estimator", "num_rows"), ..., "num_rows"),
         (("outputs", "score", "dtype"), "int8", "float32"),
         (("outputs", "../x"), {"dtype": "float32"}, "../x"),
-        (("experiment", "value"), "mean", "zero"),
+        (("experiment", "value"), "median", "zero"),
         (("experiment", "bias"), "drop", "keep"),
         (("experiment", "name"), "../x", "component_ablation"),
         (("execution", "batch_size"), 0, "batch_size"),
@@ -158,8 +158,8 @@ def test_a_prefix_allows_a_package_not_its_namesakes():
     [
         ("coar.testing", "import string"),
         ("no.such.module:make", "cannot import"),
-        ("coar.testing:nothing", "cannot import"),
-        ("coar.testing:LinearSum", "task_factory"),
+        ("coar.testing.toys:nothing", "cannot import"),
+        ("coar.testing.toys:LinearSum", "task_factory"),
     ],
 )
 def test_a_factory_that_cannot_be_used_is_named(factory, words):
@@ -168,7 +168,7 @@ def test_a_factory_that_cannot_be_used_is_named(factory, words):
 
 
 def test_an_experiment_that_is_none_is_refused_before_it_is_called():
-    spec = changed(("experiment",), {"name": "coar.testing:linear_experiment", "args": {}})
+    spec = changed(("experiment",), {"name": "coar.testing.toys:linear_experiment", "args": {}})
     with pytest.raises(SpecError, match="not an experiment"):
         build_experiment(StudySpec.from_json(spec))
 

@@ -12,10 +12,12 @@ import torch
 from coar.axes import Axis
 from coar.components import ComponentSet
 from coar.errors import SettingError, TaskError
-from coar.experiments.runner import DTYPES, AblationRunner
+from coar.experiments.examples import default_batch_size, move
+from coar.experiments.private_model import DTYPES, private_copy
+from coar.experiments.runner import AblationRunner
 from coar.files import digest_json
 from coar.fingerprints import model_fingerprint
-from coar.gates import Bias, Value, check_convention
+from coar.gates import Bias, Means, Value, check_convention, measure_means
 from coar.task import Task, require_eval
 
 
@@ -26,7 +28,8 @@ class ComponentAblation:
         task: model, data set and outputs.
         components: what the masks index; see `coar.find_components`.
         bias: "keep" leaves the bias of an ablated unit, as published; "ablate" removes it too.
-        value: what an ablated unit emits instead: "zero" or a number.
+        value: what an ablated unit emits instead: "zero", "mean" (its own over the task's examples and
+            positions, measured once) or a number. See `coar.gates.convention`.
 
     Raises:
         ComponentError: the components are of another model.
@@ -47,12 +50,27 @@ class ComponentAblation:
         self.task = task
         self.component_set = components
         self.bias, self.value = bias, value
-        self.components = components.axis(task.model_fingerprint(), f"bias={bias} value={value}")
+        self.components = components.axis(task.model_fingerprint(), self._convention())
         self._lengths: dict[str, np.ndarray] | None = None
 
     def __repr__(self) -> str:
         how = f"bias={self.bias!r}, value={self.value!r}"
         return f"ComponentAblation({self.task!r}, {self.component_set!r}, {how})"
+
+    def _convention(self) -> str:
+        # Means are of the data: attributions made with others are about another ablation.
+        over = f" over {self.task.data_fingerprint()[:16]}" if self.value == "mean" else ""
+        return f"bias={self.bias} value={self.value}{over}"
+
+    @cached_property
+    def means(self) -> Means | None:
+        """Mean of each component's entries, measured in float32 where `value="mean"`; else None."""
+        if self.value != "mean":
+            return None
+        model = private_copy(self.task.model, self.device, torch.float32)
+        size = default_batch_size(self.task, self.device)
+        batches = (move(batch, self.device) for _, batch in self.task.batches(size))
+        return measure_means(model, self.component_set, batches, next(iter(self.task.outputs.values())))
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +101,7 @@ class ComponentAblation:
             "model": self.task.model_fingerprint(),
             "data": self.task.data_fingerprint(),
             "components": digest_json(self.component_set.to_json()),
-            "ablation": f"bias={self.bias} value={self.value}",
+            "ablation": self._convention(),
             "outputs": digest_json(outputs),
         }
 
@@ -110,16 +128,29 @@ class ComponentAblation:
             )
 
     def prepare(
-        self, device: torch.device, batch_size: int | None = None, precision: str = "float32"
+        self,
+        device: torch.device,
+        batch_size: int | None = None,
+        precision: str = "float32",
+        *,
+        fold: bool = True,
     ) -> AblationRunner:
-        """Copy the model to a device and collate the examples."""
+        """Copy the model to a device and make it ready for many masks.
+
+        Args:
+            device: where.
+            batch_size: examples at a time; None chooses.
+            precision: "float32", "float64", "bfloat16" or "float16".
+            fold: fold BatchNorm into convolutions; without it, outputs of the untouched model are bit for
+                bit what `task.model` gives for the same batches, layout and precision.
+        """
         self.require_unchanged()
         if precision not in DTYPES:
             raise SettingError("unknown precision", expected=" or ".join(DTYPES), got=precision)
         if batch_size is not None and batch_size < 1:
             raise SettingError("batch_size out of range", expected="at least 1 example", got=batch_size)
-        gated = self.component_set, self.bias, self.value
-        return AblationRunner(self.task, gated, device, batch_size, precision)
+        gated = self.component_set, self.bias, self.value, self.means
+        return AblationRunner(self.task, gated, device, batch_size, precision, fold)
 
 
 def _columns_axis(name: str, data: str, ids: list[str], lengths: np.ndarray) -> Axis:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coar.components import ComponentSet
 from coar.errors import OutputError, TaskError
+from coar.experiments.examples import Examples, default_batch_size
+from coar.experiments.private_model import PrivateModel
+from coar.experiments.reading import SharedForward, per_example
 from coar.fingerprints import digest_value
-from coar.gates import Bias, ScaledWeights, Value
+from coar.gates import Bias, Means, ScaledWeights, Value
 from coar.task import Task
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-CACHE_BYTES = 2 * 2**30  # examples are collated once and kept on the device up to this size
 
 
 class AblationRunner:
@@ -25,28 +24,31 @@ class AblationRunner:
 
     Args:
         task: model, examples, outputs.
-        gated: components, bias and value of the ablation.
+        gated: components, bias, value and means of the ablation.
         device: where.
-        batch_size: examples at a time; None chooses by their size.
-        precision: a key of `DTYPES`.
+        batch_size: examples at a time; None chooses by their size. Where memory does not suffice it is
+            halved until it does, and the record says so.
+        precision: a key of `coar.experiments.private_model.DTYPES`.
+        fold: fold BatchNorm into convolutions: faster, equal up to rounding.
     """
 
     def __init__(
         self,
         task: Task,
-        gated: tuple[ComponentSet, Bias, Value],
+        gated: tuple[ComponentSet, Bias, Value, Means | None],
         device: torch.device,
         batch_size: int | None,
         precision: str,
+        fold: bool = True,
     ) -> None:
         self.task, self.device, self.precision = task, device, precision
-        self.batch_size = min(batch_size or _default_batch_size(self.task, device), len(self.task))
+        self.batch_size = min(batch_size or default_batch_size(task, device), len(task))
         self.lengths: dict[str, np.ndarray] = {}
-        model = private_copy(self.task.model, device, DTYPES[precision])
-        self.gates = ScaledWeights(model, *gated)
-        self._model = model
-        self._shared = _SharedForward(model) if len(self.task.outputs) > 1 else None
-        self._cache: list[tuple[int, Any]] | None = None
+        self._private = PrivateModel(task, gated, device, precision, fold)
+        self._model = self._private.model
+        self.gates = ScaledWeights(self._model, gated[0], sites=self._private.sites)
+        self._shared = SharedForward(self._model) if len(task.outputs) > 1 else None
+        self._examples = Examples(task, device, self._private.dtype, self._private.channels_last)
 
     def __call__(self, masks: np.ndarray) -> dict[str, np.ndarray]:
         """Run each mask over all examples; see `coar.experiments.base.Runner`."""
@@ -54,7 +56,7 @@ class AblationRunner:
         with torch.inference_mode():
             for mask in masks:
                 self.gates.set(mask)
-                for name, values in self._run_all().items():
+                for name, values in self._run_fitting().items():
                     rows[name].append(values)
         return {name: np.stack(values) for name, values in rows.items()}
 
@@ -69,6 +71,8 @@ class AblationRunner:
             "numpy": np.__version__,
             "precision": self.precision,
             "batch_size": self.batch_size,
+            "folded": self._private.folded,
+            "channels_last": self._private.channels_last,
         }
 
     def check_repeatable(self) -> None:
@@ -90,7 +94,7 @@ class AblationRunner:
                 self._check_alone(example, batch, count)
 
     def _check_alone(self, example: int, batch: Any, count: int) -> None:
-        single = move(self.task.batch([example]), self.device, DTYPES[self.precision])
+        single = self._examples.place(self.task.batch([example]))
         for name in self.task.outputs:
             values, counts = self._one_output(name, batch, count)
             start = int(counts[:example].sum())
@@ -119,6 +123,24 @@ class AblationRunner:
         outputs = self.task.outputs.items()
         return {name: per_example(function(self._model, batch), count, name) for name, function in outputs}
 
+    def _run_fitting(self) -> dict[str, np.ndarray]:
+        """Run all examples, in smaller batches if memory does not suffice."""
+        while True:
+            try:
+                return self._run_all()
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    raise _too_large(self.device, error) from error
+            # Outside the handler: the traceback holds the tensors of the failed pass.
+            self.batch_size = max(1, self.batch_size // 2)
+            self._examples.forget()
+            if self._shared:
+                self._shared.clear()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
     def _run_all(self) -> dict[str, np.ndarray]:
         values: dict[str, list[Tensor]] = {name: [] for name in self.task.outputs}
         lengths: dict[str, list[np.ndarray]] = {name: [] for name in self.task.outputs}
@@ -141,19 +163,20 @@ class AblationRunner:
                     todo="return as many values whatever the mask",
                 )
 
-    def _batches(self) -> Sequence[tuple[int, Any]] | Any:
-        if self._cache is not None:
-            return self._cache
-        stream = (
-            (len(indices), move(batch, self.device, DTYPES[self.precision]))
-            for indices, batch in self.task.batches(self.batch_size)
-        )
-        if _example_bytes(self.task) * len(self.task) > CACHE_BYTES:
-            return stream
-        # Made outside inference mode, so that autograd can use the same cache.
-        with torch.inference_mode(False):
-            self._cache = list(stream)
-        return self._cache
+    def _batches(self) -> Iterable[tuple[int, Any]]:
+        return self._examples.batches(self.batch_size)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _too_large(device: torch.device, error: RuntimeError) -> TaskError:
+    return TaskError(
+        f"one example does not fit into the memory of {device}",
+        got=str(error).splitlines()[0][:200],
+        todo="use a device with more memory, smaller examples, or a lower precision",
+    )
 
 
 _RANDOM = "switch off dropout and sampling in the forward pass"
@@ -169,113 +192,3 @@ def _require_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], what: str
                 got="two different results",
                 todo=todo,
             )
-
-
-class _SharedForward:
-    """Takes the place of a private copy's `forward`, so that several outputs share one pass per batch."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._forward = model, model.forward
-        # Kept, not only their ids: a freed tensor's id may be given to another.
-        self._inputs: Any = None
-        self._result: Any = None
-        model.forward = self
-
-    def clear(self) -> None:
-        """Forget the last result: another mask or batch follows."""
-        self._inputs = self._result = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = (args, kwargs | {"parameters of the model": list(self._model.parameters())})
-        if self._inputs is None or not _same_objects(self._inputs, inputs):
-            self._result = self._forward(*args, **kwargs)
-            self._inputs = inputs
-        return self._result
-
-
-def _same_objects(ours: Any, theirs: Any) -> bool:
-    (args, kwargs), (other_args, other_kwargs) = ours, theirs
-    if len(args) != len(other_args) or kwargs.keys() != other_kwargs.keys():
-        return False
-    pairs = [*zip(args, other_args, strict=True), *((kwargs[key], other_kwargs[key]) for key in kwargs)]
-    return all(_same(ours, theirs) for ours, theirs in pairs)
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    if isinstance(ours, list) and isinstance(theirs, list):
-        return len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))
-    return ours is theirs
-
-
-def per_example(value: Any, count: int, name: str) -> tuple[Tensor, np.ndarray]:
-    """Columns of one batch in example order, and how many each example has.
-
-    Raises:
-        OutputError: the output of a batch of `count` examples has another length.
-    """
-    if isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == count:
-        each = 1 if value.ndim == 1 else value.shape[1]
-        return _as_float(value).reshape(-1), np.full(count, each)
-    if isinstance(value, list | tuple) and len(value) == count:
-        flat = [_as_float(v).reshape(-1) for v in value]
-        return torch.cat(flat), np.array([len(v) for v in flat])
-    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    raise OutputError(
-        f"output {name!r} has the wrong length",
-        expected=f"[{count}], [{count}, k] or a list of {count} tensors for a batch of {count} examples",
-        got=got,
-        todo="return one value (or row of values) per example; nothing is broadcast",
-    )
-
-
-def move(value: Any, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """A batch on another device; floating-point tensors also take the dtype."""
-    if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, Mapping):
-        return {key: move(entry, device, dtype) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        entries = [move(entry, device, dtype) for entry in value]
-        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)  # named tuples
-    return value
-
-
-def private_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A deep copy on a device; floating-point numbers take the dtype, complex and whole numbers stay."""
-    try:
-        copied = copy.deepcopy(model)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise TaskError(
-            "the model cannot be copied",
-            expected="a model that copy.deepcopy can copy",
-            got=f"{type(error).__name__}: {error}",
-            todo="remove old-style weight norm and the like, or whatever the message names",
-        ) from error
-    # Not .to(dtype), which drops the imaginary part of complex buffers.
-    return copied.to(device)._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
-
-
-def _as_float(value: Tensor) -> Tensor:
-    if value.is_complex():
-        raise OutputError(
-            "an output is complex", expected="real numbers", got=value.dtype, todo="return .abs() or .real"
-        )
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
-
-
-def _example_bytes(task: Task) -> int:
-    return max(1, sum(t.nbytes for t in _tensors(task.batch([0]))))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for entry in value for t in _tensors(entry)] if isinstance(value, list | tuple) else []
-
-
-def _default_batch_size(task: Task, device: torch.device) -> int:
-    """A power of two by the size of an example: a rule, not a measurement, so that results repeat."""
-    budget, low, high = (2**20, 16, 256) if device.type == "cpu" else (2**26, 32, 1024)
-    return int(2 ** np.floor(np.log2(np.clip(budget / _example_bytes(task), low, high))))

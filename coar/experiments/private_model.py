@@ -1,0 +1,108 @@
+"""PrivateModel: a copy of a task's model made ready for many passes on one device."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coar.components import ComponentSet
+from coar.errors import TaskError
+from coar.experiments.examples import move
+from coar.experiments.reading import per_example
+from coar.gates import Bias, Means, Value, fold_batch_norm, make_sites
+from coar.task import Task
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+FOLDING_TOLERANCE = 1e-3  # of the largest output; folding is exact, so more means that it was not folding
+
+
+class PrivateModel:
+    """A model's copy on a device: cast, images with channels last, BatchNorm folded into convolutions.
+
+    Args:
+        task: whose model.
+        gated: components, bias, value and means of the ablation.
+        device: where.
+        precision: a key of `DTYPES`.
+        fold: fold BatchNorm.
+
+    Attributes:
+        model: the copy.
+        sites: of its gates.
+        folded: how many BatchNorm layers were folded.
+        channels_last: the layout of images.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        gated: tuple[ComponentSet, Bias, Value, Means | None],
+        device: torch.device,
+        precision: str,
+        fold: bool = True,
+    ) -> None:
+        self.device, self.dtype = device, DTYPES[precision]
+        self.channels_last = any(isinstance(module, nn.Conv2d) for module in task.model.modules())
+        self.folded = 0
+        if fold and any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in task.model.modules()
+        ):
+            self._make_folded(task, gated)
+        if not self.folded:
+            self.model = self._copied(task.model, self.dtype)
+            self.sites = make_sites(self.model, *gated)
+
+    def _make_folded(self, task: Task, gated: tuple[ComponentSet, Bias, Value, Means | None]) -> None:
+        """Fold in float32 at least, look whether outputs are what they were, cast afterwards."""
+        exact = torch.promote_types(self.dtype, torch.float32)
+        model = self._copied(task.model, exact)
+        sites = make_sites(model, *gated)
+        batch = move(task.batch(range(min(2, len(task)))), self.device, exact, self.channels_last)
+        function = next(iter(task.outputs.values()))
+        with torch.no_grad():
+            before = per_example(function(model, batch), min(2, len(task)), "first")[0]
+            folded = fold_batch_norm(model, sites, lambda: function(model, batch))
+            after = per_example(function(model, batch), min(2, len(task)), "first")[0]
+        if folded and _close(before, after):
+            self.folded, self.sites = folded, sites
+            self.model = cast(model, self.dtype)
+            for site in sites:
+                for gate in site.gates:
+                    gate.rest = gate.rest.to(self.dtype)
+
+    def _copied(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
+        copied = private_copy(model, self.device, dtype)
+        return copied.to(memory_format=torch.channels_last) if self.channels_last else copied
+
+
+def _close(before: Tensor, after: Tensor) -> bool:
+    scale = float(before.abs().max()) + 1e-6
+    return before.shape == after.shape and float((before - after).abs().max()) <= FOLDING_TOLERANCE * scale
+
+
+def private_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A deep copy on a device; floating-point numbers take the dtype, complex and whole numbers stay."""
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TaskError(
+            "the model cannot be copied",
+            expected="a model that copy.deepcopy can copy",
+            got=f"{type(error).__name__}: {error}",
+            todo="remove old-style weight norm and the like, or whatever the message names",
+        ) from error
+    return cast(copied.to(device), dtype)
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> Any:
+    """The same model in another precision; complex and whole numbers stay."""
+    # Not .to(dtype), which drops the imaginary part of complex buffers.
+    return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)

@@ -1,0 +1,162 @@
+"""GatedActivations: differentiable gates on what layers read and emit.
+
+While the gates are on, every call of a function that reads a gated parameter is intercepted: its
+input and its output are gated as the definition in `coar.gates.convention` says. No module is
+hooked or replaced, so fast paths that skip hooks, modules called twice and functions called with a
+module's weight behave alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coar.components import ComponentSet
+from coar.errors import ComponentError
+from coar.gates.convention import Bias, Means, Value
+from coar.gates.gate_function import gate, gate_over_bias
+from coar.gates.interception import Interception
+from coar.gates.layers import NO_BIAS_ALONE, Layer, broadcastable, by_example, call
+from coar.gates.sites import Gate, Site, make_sites
+
+
+class GatedActivations:
+    """A model with gates that gradients can be taken for.
+
+    Args:
+        model: a private copy, or any model that is not run elsewhere meanwhile; its parameters stay.
+        components: where the gates are.
+        bias: whether a unit's bias stays or is gated with its weight.
+        value: what an ablated unit emits: "zero" (beside its bias, where that stays), "mean" or a number.
+        means: of every group, for `value="mean"`.
+        sites: made before with the same arguments (and perhaps folded); made here by default.
+        fused: add kept biases after gating: faster, but gates of 1 give the untouched outputs only up
+            to rounding.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).requires_grad_(False)
+    >>> from coar.discovery import find_components
+    >>> gated = GatedActivations(model, find_components(model, kinds=["neuron"]))
+    >>> gates = torch.ones(4, 3, requires_grad=True)            # a gate vector for each of 4 examples
+    >>> with gated.at(gates):
+    ...     outputs = model(torch.randn(4, 2))[:, 0]
+    >>> torch.autograd.grad(outputs.sum(), gates)[0].shape      # of each example's own output
+    torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        components: ComponentSet,
+        bias: Bias = "keep",
+        value: Value = "zero",
+        means: Means | None = None,
+        sites: Sequence[Site] | None = None,
+        fused: bool = False,
+    ) -> None:
+        self.model = model
+        self.sites = make_sites(model, components, bias, value, means) if sites is None else list(sites)
+        self.fused = fused
+        self.counts = [group.count for group in components]
+        self.starts = [flat.start for _, flat in components.slices()]
+
+    def at(self, gates: Tensor) -> _Gating:
+        """Context manager: run the model under gates [components] or [batch, components].
+
+        With a gate vector per example the model must run that batch, examples along the first
+        dimension of what layers read and emit.
+        """
+        if gates.shape[-1] != sum(self.counts) or gates.ndim not in (1, 2):
+            raise ComponentError(
+                "a gate vector has one gate per component",
+                expected=f"[{sum(self.counts)}] or [batch, {sum(self.counts)}]",
+                got=tuple(gates.shape),
+            )
+        return _Gating(self, gates)
+
+
+class _Gating(Interception):
+    """The gates of one forward pass."""
+
+    def __init__(self, gated: GatedActivations, gates: Tensor) -> None:
+        super().__init__(gated.sites)
+        self._gates, self._fused = gates, gated.fused
+        # One split, so that going back the gradients of all groups are joined once.
+        parts = gates.split(gated.counts, dim=-1)
+        self._own = dict(zip(gated.starts, parts, strict=True))
+
+    def on_input(self, site: Site, x: Tensor, channels: int) -> Tensor:
+        for entry in site.inputs:
+            x = self._gated(x, entry, channels, site)
+        return x
+
+    def on_output(self, site: Site, y: Tensor, channels: int) -> Tensor:
+        for entry in site.outputs:
+            y = self._gated(y, entry, channels, site)
+        return y
+
+    def run_layer(self, func: Callable[..., Any], layer: Layer, site: Site, arguments: Any) -> Tensor:
+        bias = arguments.get(layer.bias)
+        if not self._fused or bias is None or func in NO_BIAS_ALONE or not _keeps_one_bias(site):
+            return super().run_layer(func, layer, site, arguments)
+        channels = layer.channels(arguments[layer.input])
+        arguments[layer.input] = self.on_input(site, arguments[layer.input], channels)
+        z = call(func, arguments | {layer.bias: None})
+        gates = self._broadcastable(site.outputs[0], z, channels, site)
+        return gate_over_bias(by_example(z, gates), gates, _like(bias, gates, channels)).reshape(z.shape)
+
+    def on_parameter(self, site: Site, parameter: Tensor) -> Tensor:
+        if self._gates.ndim != 1:
+            group = site.gates[0].group
+            raise ComponentError(
+                f"gates for each example do not reach {group.module}.{group.parameter}",
+                expected="a layer called as linear, convolution, batch norm or attention",
+                got=f"{type(site.module).__name__}, which reads it in another way",
+                todo="use one gate vector [components] for the batch, or masks",
+            )
+        weight, bias = site.weight_now(), site.bias_now()
+        if parameter is site.module._parameters[site.parameter]:
+            return site.weight_at(weight, self._gates)
+        assert bias is not None  # or it would not have been found
+        return site.bias_at(weight, bias, self._gates) if site.moves_bias() else bias
+
+    def _gated(self, y: Tensor, entry: Gate, channels: int, site: Site) -> Tensor:
+        group, size = entry.group, y.shape[channels]
+        if group.stop - group.offset < size:
+            around = [group.offset, group.stop - group.offset, size - group.stop]
+            ahead, own, behind = y.split(around, dim=channels)
+            return torch.cat([ahead, self._all_gated(own, entry, channels, site), behind], dim=channels)
+        return self._all_gated(y, entry, channels, site)
+
+    def _all_gated(self, y: Tensor, entry: Gate, channels: int, site: Site) -> Tensor:
+        gates = self._broadcastable(entry, y, channels, site)
+        return gate(by_example(y, gates), gates, _like(entry.rest, gates, channels)).reshape(y.shape)
+
+    def _broadcastable(self, entry: Gate, y: Tensor, channels: int, site: Site) -> Tensor:
+        own = self._own[entry.flat.start]
+        own = own if entry.group.width == 1 else own.repeat_interleave(entry.group.width, dim=-1)
+        if own.ndim == 2 and len(y) % len(own):
+            name = entry.group.module or type(site.module).__name__
+            raise ComponentError(
+                f"{name}: examples do not lie along the first dimension",
+                expected=f"a multiple of {len(own)} rows",
+                got=tuple(y.shape),
+                todo="run all examples of the gates at once, examples first (batch_first=True)",
+            )
+        return broadcastable(own, y, channels)
+
+
+def _keeps_one_bias(site: Site) -> bool:
+    if len(site.outputs) != 1 or not site.outputs[0].keeps_bias:
+        return False
+    group = site.outputs[0].group
+    return group.offset == 0 and group.stop == site.weight_now().shape[group.dimension] * group.blocks
+
+
+def _like(values: Tensor, gates: Tensor, channels: int) -> Tensor:
+    """A vector over units in the shape of gates."""
+    shape = [1] * gates.ndim
+    shape[channels] = len(values)
+    return values.view(shape)

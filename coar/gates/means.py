@@ -1,0 +1,98 @@
+"""Means of what components emit or are read as, over examples and positions: what `value="mean"` puts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from coar.components import ComponentSet
+from coar.errors import ComponentError
+from coar.gates.convention import Means
+from coar.gates.interception import Interception
+from coar.gates.sites import Gate, Site, make_sites
+
+
+def measure_means(
+    model: nn.Module,
+    components: ComponentSet,
+    batches: Iterable[Any],
+    run: Callable[[nn.Module, Any], Any],
+) -> Means:
+    """Mean of each entry of every component, over all examples and positions.
+
+    Args:
+        model: a copy on the batches' device, in eval mode.
+        components: of this model.
+        batches: of the task's data.
+        run: runs the model on a batch, for example the task's output function.
+
+    Returns:
+        Group name -> float64 [count * width]. Positions that a batch's `attention_mask` hides do not
+        count where it fits what a layer sees; a layer called several times counts every call.
+
+    Raises:
+        ComponentError: a layer was never called, or is not one that can be watched.
+    """
+    sites = make_sites(model, components)
+    watch = _Watch(sites)
+    with torch.no_grad():
+        for batch in batches:
+            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            watch.mask = mask if isinstance(mask, Tensor) else None
+            with watch:
+                run(model, batch)
+    missing = [
+        gate.group.name for site in sites for gate in site.gates if gate.group.name not in watch.counts
+    ]
+    if missing:
+        raise ComponentError(
+            "these components have no mean: their layers were never called",
+            expected="a forward pass that calls each layer",
+            got=", ".join(missing[:5]),
+            todo="exclude them, or use value=0.0",
+        )
+    return {name: (total / watch.counts[name]).cpu().numpy() for name, total in watch.sums.items()}
+
+
+class _Watch(Interception):
+    def __init__(self, sites: list[Site]) -> None:
+        super().__init__(sites)
+        self.mask: Tensor | None = None
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, float] = {}
+
+    def on_input(self, site: Site, x: Tensor, channels: int) -> Tensor:
+        for gate in site.inputs:
+            self._add(gate, x, channels)
+        return x
+
+    def on_output(self, site: Site, y: Tensor, channels: int) -> Tensor:
+        for gate in site.outputs:
+            self._add(gate, y, channels)
+        return y
+
+    def _add(self, gate: Gate, values: Tensor, channels: int) -> None:
+        group = gate.group
+        own = values.narrow(channels, group.offset, group.count * group.width)
+        rows = own.movedim(channels, -1).flatten(0, -2).double()
+        visible = self.mask
+        if visible is not None and visible.numel() == len(rows) and channels == -1:
+            rows = rows[visible.reshape(-1).bool()]
+        self.sums[group.name] = self.sums.get(group.name, 0) + rows.sum(dim=0)
+        self.counts[group.name] = self.counts.get(group.name, 0) + len(rows)
+
+
+def pick_means(means: Means | None, components: ComponentSet, indices: Iterable[int]) -> Means | None:
+    """Means of `components.pick(indices)`."""
+    if means is None:
+        return None
+    picked: dict[str, np.ndarray] = {}
+    for index in indices:
+        group, number = components.locate(int(index))
+        entries = slice(number * group.width, (number + 1) * group.width)
+        picked[group.component_name(number)] = means[group.name][entries]
+    return picked
