@@ -6,8 +6,9 @@ by "all neurons" (the final classifier) is left out unless it is named.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -87,17 +88,23 @@ def find_components(
     _require_known(chosen.kinds)
     modules = dict(model.named_modules())
     heads = output_heads(model) if "neuron" in chosen.kinds else set()
-    groups, left_out = [], []
+    groups, left_out, covered = [], [], set()
     for name, module in modules.items():
-        for kind in chosen.kinds:
+        for kind in () if _matches(name, chosen.exclude) else chosen.kinds:  # an excluded one cannot fail
             for group in _selected(_apply_rule(kind, name, module), name, chosen):
+                covered |= {name, *_places(group)}
                 if kind == "neuron" and name in heads and not _named(group, name, chosen.include):
                     left_out.append(name)
                 else:
                     groups.append(group)
-    selection = {"kinds": list(chosen.kinds), "include": list(chosen.include), "exclude": list(chosen.exclude)}
+    groups = _told_apart(groups)
+    selection = {
+        "kinds": list(chosen.kinds),
+        "include": list(chosen.include),
+        "exclude": list(chosen.exclude),
+    }
     components = ComponentSet(groups, left_out, selection | ({"overlap": True} if overlap else {}), overlap)
-    _require_found(components, modules, chosen)
+    _require_found(components, modules, chosen, covered)
     components.require_fits(model)
     components.require_separate(model)
     return components
@@ -136,12 +143,24 @@ def _apply_rule(kind: str, name: str, module: nn.Module) -> list[ComponentGroup]
 
 
 def _selected(found: list[ComponentGroup], name: str, chosen: Preset) -> list[ComponentGroup]:
-    """Groups whose patterns fit: by the name of the layer that is cut, or of the module it is part of."""
+    """Groups whose patterns fit: by their own name, or that of the layer that is cut, or of its module."""
+
+    def fits(group: ComponentGroup, patterns: Iterable[str]) -> bool:
+        return any(_matches(place, patterns) for place in (name, group.name, group.module))
+
+    return [group for group in found if fits(group, chosen.include) and not fits(group, chosen.exclude)]
+
+
+def _places(group: ComponentGroup) -> set[str]:
+    return {group.name, group.module, *group.scope}
+
+
+def _told_apart(groups: list[ComponentGroup]) -> list[ComponentGroup]:
+    """Groups of several kinds in one module take their kind into their names."""
+    uses = Counter(group.name for group in groups)
     return [
-        group
-        for group in found
-        if (_matches(name, chosen.include) or _matches(group.module, chosen.include))
-        and not (_matches(name, chosen.exclude) or _matches(group.module, chosen.exclude))
+        replace(group, name=f"{group.name}.{group.kind}".lstrip(".")) if uses[group.name] > 1 else group
+        for group in groups
     ]
 
 
@@ -165,9 +184,9 @@ def _require_known(kinds: Sequence[str]) -> None:
             )
 
 
-def _require_found(components: ComponentSet, modules: dict[str, nn.Module], chosen: Preset) -> None:
-    covered = {name for group in components for name in (group.module, *group.scope)}
-    covered |= set(components.left_out)
+def _require_found(
+    components: ComponentSet, modules: dict[str, nn.Module], chosen: Preset, covered: set[str]
+) -> None:
     for pattern in (p for p in chosen.include if p != "*"):
         matching = [name for name in modules if fnmatchcase(name, pattern)]
         inside = any(fnmatchcase(name, pattern) for name in covered)

@@ -53,7 +53,9 @@ def _in_repeated_block(model: nn.Module, name: str) -> bool:
     parts = name.split(".")
     path = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
     for parent, child in pairwise(path):
-        alike = [m for m in parent.children() if type(m) is type(child)]
+        # torchvision's `features` and `classifier` are both a Sequential, and no repetition.
+        plain = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        alike = [] if plain else [m for m in parent.children() if type(m) is type(child)]
         if len(alike) > 1 and any(True for _ in child.children()):
             return True
     return False

@@ -24,7 +24,46 @@ def bias_of(module: nn.Module, name: str = "bias") -> str | None:
     return name if module._parameters.get(name) is not None else None
 
 
-def units(name: str, kind: str, module: nn.Module, parameter: str = "weight", **fields: Any) -> ComponentGroup:
+def join(name: str, path: str) -> str:
+    """Name of a module in a module: the model itself has no name."""
+    return f"{name}.{path}".strip(".")
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a layer is Hugging Face's Conv1D, which keeps `(in, out)`."""
+    return any(f"{base.__module__}.{base.__qualname__}" == CONV1D for base in type(module).__mro__)
+
+
+def input_size(module: nn.Module) -> int | None:
+    """How many entries a Linear or a Hugging Face Conv1D reads; None for other layers."""
+    if not isinstance(module, nn.Linear) and not is_conv1d(module):
+        return None
+    weight: Any = module.weight
+    return int(weight.shape[0 if is_conv1d(module) else 1])
+
+
+def output_size(module: nn.Module) -> int:
+    """How many units a Linear or a Hugging Face Conv1D emits."""
+    weight: Any = module.weight
+    return int(weight.shape[1 if is_conv1d(module) else 0])
+
+
+def input_entries(
+    name: str, kind: str, path: str, module: nn.Module, count: int, width: int, scope: tuple[str, ...]
+) -> ComponentGroup:
+    """A group that cuts what a Linear or a Conv1D reads; `path` is that layer's name."""
+    dimension = 0 if is_conv1d(module) else 1
+    return ComponentGroup(name, kind, path, "weight", dimension, count, width, side="input", scope=scope)
+
+
+def output_units(name: str, kind: str, module: nn.Module) -> ComponentGroup:
+    """A group with one component per unit of a Linear or a Conv1D."""
+    return conv1d_units(name, kind, module) if is_conv1d(module) else units(name, kind, module)
+
+
+def units(
+    name: str, kind: str, module: nn.Module, parameter: str = "weight", **fields: Any
+) -> ComponentGroup:
     """A group with one component per row of a parameter (its bias is found, too)."""
     size = len(getattr(module, parameter))
     return ComponentGroup(name, kind, name, parameter, 0, size, bias=bias_of(module), **fields)
