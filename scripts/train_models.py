@@ -49,9 +49,9 @@ class Settings:
 
 
 SETTINGS = {
-    "resnet20": Settings(epochs=40, learning_rate=0.2, weight_decay=5e-4),
-    "resnet56": Settings(epochs=30, learning_rate=0.2, weight_decay=5e-4),
-    "vit": Settings(epochs=20, learning_rate=1e-3, weight_decay=0.05),
+    "resnet20": Settings(epochs=30, learning_rate=0.2, weight_decay=5e-4),
+    "resnet56": Settings(epochs=25, learning_rate=0.2, weight_decay=5e-4),
+    "vit": Settings(epochs=16, learning_rate=1e-3, weight_decay=0.05),
     "gpt2": Settings(epochs=10, learning_rate=3e-3, weight_decay=0.1, batch=64),
 }
 
@@ -71,6 +71,7 @@ def main() -> None:
     settings = Settings(
         **asdict(SETTINGS[options.network]) | {name: v for name, v in given.items() if v is not None}
     )
+    options.output.mkdir(parents=True, exist_ok=True)  # now, and not after the training
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     start = time.perf_counter()
@@ -83,7 +84,6 @@ def main() -> None:
     if options.choosing:
         print(json.dumps(recipe.measure(model.eval(), only_choosing=True)))
         return
-    options.output.mkdir(parents=True, exist_ok=True)
     files = write_files(options.output, options.network, model, extra_files)
     weights = options.output / files["weights"]["file"]
     entry = {
