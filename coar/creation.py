@@ -30,6 +30,7 @@ from coar.files import (
     write_json_once,
 )
 from coar.plan import Plan, make_plan
+from coar.precision import choose_precision
 from coar.settings import whole_number
 from coar.spec import ExecutionSpec, RowsEstimator, StudySpec, differences
 from coar.task import resolve_device
@@ -113,20 +114,19 @@ def plan(
     execution: ExecutionSpec | None = None,
 ) -> Plan:
     """What a study would cost, from a few measured rows; writes nothing."""
-    runner = prepare_runner(experiment, execution or ExecutionSpec())
+    runner, _, _ = prepare_runner(experiment, design, execution or ExecutionSpec())
     chosen = _dtypes(experiment, num_rows, dtypes)
     return make_plan(runner, design, num_rows, len(experiment.components), chosen)[0]
 
 
-def prepare_runner(experiment: Experiment, execution: ExecutionSpec) -> Runner:
-    """The experiment made ready as a spec's `execution` says."""
+def prepare_runner(
+    experiment: Experiment, design: Design, execution: ExecutionSpec
+) -> tuple[Runner, str, dict[str, Any] | None]:
+    """The experiment made ready as a spec's `execution` says; its precision, and the check of it."""
     device = experiment.device if execution.device == "auto" else resolve_device(execution.device)
     batch_size = None if execution.batch_size == "auto" else execution.batch_size
-    return experiment.prepare(device, batch_size, _precision(execution))
-
-
-def _precision(execution: ExecutionSpec) -> str:
-    return "float32" if execution.precision == "auto" else execution.precision
+    precision, check = choose_precision(experiment, design, device, batch_size, execution.precision)
+    return experiment.prepare(device, batch_size, precision), precision, check
 
 
 def _dtypes(experiment: Experiment, num_rows: int, asked: Mapping[str, str] | None) -> dict[str, str]:
@@ -140,7 +140,7 @@ def _dtypes(experiment: Experiment, num_rows: int, asked: Mapping[str, str] | No
 
 
 def _write_draft(draft: Path, spec: StudySpec, experiment: Experiment, rows_per_shard: int | None) -> None:
-    runner = prepare_runner(experiment, spec.execution)
+    runner, precision, check = prepare_runner(experiment, spec.design, spec.execution)
     dtypes = {name: output.dtype for name, output in spec.outputs.items()}
     num_rows = spec.estimator.num_rows
     found, untouched = make_plan(runner, spec.design, num_rows, len(experiment.components), dtypes)
@@ -158,7 +158,8 @@ def _write_draft(draft: Path, spec: StudySpec, experiment: Experiment, rows_per_
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
         "fingerprint": full_fingerprint(experiment),
-        "precision": _precision(spec.execution),
+        "precision": precision,
+        "precision_check": check,
         "record": runner.record(),
         "rows_per_shard": size,
         "seconds_per_row": found.seconds_per_row,

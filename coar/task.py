@@ -59,7 +59,7 @@ class Task:
         device: str | torch.device = "auto",
         save_weights: bool = False,
     ) -> None:
-        self.model = require_eval(model)
+        self.model = require_runnable(require_eval(model))
         self.dataset = _require_map_style(dataset)
         self.outputs = _named_outputs(outputs)
         self.collate = collate
@@ -118,6 +118,36 @@ class Task:
                 todo="remove random augmentation and shuffling; use the evaluation transform",
             )
         return first
+
+
+def require_runnable(model: nn.Module) -> nn.Module:
+    """The model itself; `TaskError` if it has no weights yet, lies on several devices or is quantised."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    devices = sorted({str(tensor.device) for tensor in tensors.values()})
+    if "meta" in devices:
+        name = next(name for name, tensor in tensors.items() if tensor.is_meta)
+        raise TaskError(
+            "the model has no weights",
+            expected="real tensors",
+            got=f"{name} on the meta device",
+            todo="load the weights (model.to_empty and load_state_dict, or build it without device='meta')",
+        )
+    if len(devices) > 1:
+        raise TaskError(
+            "the model lies on several devices",
+            expected="one device",
+            got=", ".join(devices),
+            todo="model.to(one device) before making the task; each worker copies the whole model",
+        )
+    quantised = [name for name, module in model.named_modules() if "quantized" in type(module).__module__]
+    if quantised:
+        raise TaskError(
+            "the model is quantised, and gates scale floating-point weights",
+            expected="float32, bfloat16 or float16 weights",
+            got=f"{quantised[0] or 'the model'} is {type(model.get_submodule(quantised[0])).__qualname__}",
+            todo="load the model unquantised",
+        )
+    return model
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

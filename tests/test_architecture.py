@@ -31,6 +31,7 @@ ORDER = [
     "gates",
     "designs",
     "experiments",
+    "precision",
     "spec",
     "store",
     "rows",

@@ -89,12 +89,15 @@ class _Gating(Interception):
 
     def on_input(self, site: Site, x: Tensor, channels: int) -> Tensor:
         for entry in site.inputs:
-            x = self._gated(x, entry, channels, site)
+            x = self._gated(x, entry, channels, site, entry.rest)
         return x
 
-    def on_output(self, site: Site, y: Tensor, channels: int) -> Tensor:
+    def on_output(self, site: Site, y: Tensor, channels: int, bias: Tensor | None) -> Tensor:
         for entry in site.outputs:
-            y = self._gated(y, entry, channels, site)
+            # The bias that stays is the one just added: some layers change it on the way.
+            stays = entry.keeps_bias and bias is not None and bias.numel() == y.shape[channels]
+            rest = bias.reshape(-1)[entry.entries] if stays and bias is not None else entry.rest
+            y = self._gated(y, entry, channels, site, rest)
         return y
 
     def run_layer(self, func: Callable[..., Any], layer: Layer, site: Site, arguments: Any) -> Tensor:
@@ -108,6 +111,9 @@ class _Gating(Interception):
         return gate_over_bias(by_example(z, gates), gates, _like(bias, gates, channels)).reshape(z.shape)
 
     def on_parameter(self, site: Site, parameter: Tensor) -> Tensor:
+        is_weight = parameter is site.module._parameters[site.parameter]
+        if not is_weight and not site.moves_bias():
+            return parameter
         if self._gates.ndim != 1:
             group = site.gates[0].group
             raise ComponentError(
@@ -117,22 +123,22 @@ class _Gating(Interception):
                 todo="use one gate vector [components] for the batch, or masks",
             )
         weight, bias = site.weight_now(), site.bias_now()
-        if parameter is site.module._parameters[site.parameter]:
+        if is_weight:
             return site.weight_at(weight, self._gates)
         assert bias is not None  # or it would not have been found
-        return site.bias_at(weight, bias, self._gates) if site.moves_bias() else bias
+        return site.bias_at(weight, bias, self._gates)
 
-    def _gated(self, y: Tensor, entry: Gate, channels: int, site: Site) -> Tensor:
+    def _gated(self, y: Tensor, entry: Gate, channels: int, site: Site, rest: Tensor) -> Tensor:
         group, size = entry.group, y.shape[channels]
         if group.stop - group.offset < size:
             around = [group.offset, group.stop - group.offset, size - group.stop]
             ahead, own, behind = y.split(around, dim=channels)
-            return torch.cat([ahead, self._all_gated(own, entry, channels, site), behind], dim=channels)
-        return self._all_gated(y, entry, channels, site)
+            return torch.cat([ahead, self._all_gated(own, entry, channels, site, rest), behind], dim=channels)
+        return self._all_gated(y, entry, channels, site, rest)
 
-    def _all_gated(self, y: Tensor, entry: Gate, channels: int, site: Site) -> Tensor:
+    def _all_gated(self, y: Tensor, entry: Gate, channels: int, site: Site, rest: Tensor) -> Tensor:
         gates = self._broadcastable(entry, y, channels, site)
-        return gate(by_example(y, gates), gates, _like(entry.rest, gates, channels)).reshape(y.shape)
+        return gate(by_example(y, gates), gates, _like(rest, gates, channels)).reshape(y.shape)
 
     def _broadcastable(self, entry: Gate, y: Tensor, channels: int, site: Site) -> Tensor:
         own = self._own[entry.flat.start]

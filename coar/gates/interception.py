@@ -33,9 +33,9 @@ class Interception(TorchFunctionMode):
         del site, channels
         return x
 
-    def on_output(self, site: Site, y: Tensor, channels: int) -> Tensor:
-        """What the layer emits instead of y."""
-        del site, channels
+    def on_output(self, site: Site, y: Tensor, channels: int, bias: Tensor | None) -> Tensor:
+        """What the layer emits instead of y; `bias` is the one that it has just added."""
+        del site, channels, bias
         return y
 
     def on_parameter(self, site: Site, parameter: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Interception(TorchFunctionMode):
         """Run one call of a site's layer."""
         channels = layer.channels(arguments[layer.input])
         arguments[layer.input] = self.on_input(site, arguments[layer.input], channels)
-        return self.on_output(site, call(func, arguments), channels)
+        return self.on_output(site, call(func, arguments), channels, arguments.get(layer.bias))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

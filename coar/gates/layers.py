@@ -45,6 +45,7 @@ class Layer:
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
 LAYERS: dict[Callable[..., Tensor], Layer] = {
     functional.linear: Layer(("input", "weight", "bias"), from_end=-1),
     torch.addmm: Layer(("bias", "input", "weight"), from_end=-1),  # Hugging Face's Conv1D
@@ -54,6 +55,7 @@ LAYERS: dict[Callable[..., Tensor], Layer] = {
     functional.conv_transpose1d: Layer(_TRANSPOSED, from_end=-2),
     functional.conv_transpose2d: Layer(_TRANSPOSED, from_end=-3),
     functional.conv_transpose3d: Layer(_TRANSPOSED, from_end=-4),
+    functional.layer_norm: Layer(_LAYER_NORM, from_end=-1),
     functional.batch_norm: Layer(_NORM, from_end=0),
 }
 CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)

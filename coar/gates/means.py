@@ -70,7 +70,8 @@ class _Watch(Interception):
             self._add(gate, x, channels)
         return x
 
-    def on_output(self, site: Site, y: Tensor, channels: int) -> Tensor:
+    def on_output(self, site: Site, y: Tensor, channels: int, bias: Tensor | None) -> Tensor:
+        del bias
         for gate in site.outputs:
             self._add(gate, y, channels)
         return y
