@@ -48,8 +48,8 @@ def choose_precision(
         return "float32", found
     raise SettingError(
         f"{low} is too coarse for this study",
-        expected=f"correlation with float32: median >= {MEDIAN}, 5th percentile >= {PERCENTILE_5} over columns",
-        got=f"{found['median']:.5f} and {found['percentile_5']:.5f} over {found['rows']} rows",
+        expected=f"correlation with float32: median >= {MEDIAN}, 5th percentile >= {PERCENTILE_5}",
+        got=f"{found['median']:.5f} and {found['percentile_5']:.5f} of the columns over {found['rows']} rows",
         todo='use precision="float32"',
     )
 
