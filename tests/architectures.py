@@ -25,7 +25,7 @@ def build(name: str) -> tuple[nn.Module, Tensor | dict[str, Tensor]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model, example = ARCHITECTURES[name]()
-        _randomise(model)
+        randomise(model)
     return model.eval(), example
 
 
@@ -44,7 +44,7 @@ def _tensors(out: Any) -> list[Tensor]:
     return [part for entry in out for part in _tensors(entry)] if isinstance(out, tuple | list) else []
 
 
-def _randomise(model: nn.Module) -> None:
+def randomise(model: nn.Module) -> None:
     """No weight or statistic is 0 or 1: what starts at such values would hide mistakes."""
     for module in model.modules():
         for key, parameter in module._parameters.items():

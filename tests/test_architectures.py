@@ -1,7 +1,9 @@
 """What the rules find in the architectures of four libraries, and that ablating it means what it says."""
 
 import copy
+import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,12 @@ from torch import nn
 from coar.discovery import find_components, kinds
 from coar.errors import ComponentError
 from coar.gates import ScaledWeights, ablated_copy
-from tests.architectures import ARCHITECTURES, COUNTS, build, run
+from coar.kinds.registry import RULES
+from coar.tasks.cifar_networks import resnet20
+from coar.tasks.digits import DigitsResNet
+from coar.testing import check_components
+from tests.architectures import ARCHITECTURES, COUNTS, build, randomise, run
+from tests.cases import random_numbers
 from tests.refused import refused
 
 BOUND = 2e-5  # float32, outputs around 1
@@ -93,6 +100,18 @@ def test_ablation_equals_a_literal_rebuild(name, kind):
     gated.set(np.ones(len(components), dtype=bool))
     assert torch.equal(run(gated.model, example), untouched)
     assert np.median(effects) > 1e-3, "ablating does nothing: the comparison is empty"
+
+
+# Examples that meet in the model (every image with every text), and an MLP that no example goes through.
+ONE_GATE_VECTOR = {"clip", "swin_v2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_components_keep_the_contract(name, kind):
+    model, example = build(name)
+    components = find_components(model, kinds=[kind])
+    check_components(model, components, example, per_example=name not in ONE_GATE_VECTOR)
 
 
 def rebuilt(model, group, number):
@@ -272,6 +291,20 @@ class TestBlocks:
             keep = components.keep_mask([index])
             assert close(run(ablated_copy(model, components, keep, bias), example), expected), group.name
 
+    @pytest.mark.parametrize(
+        ("make", "size", "count"), [(DigitsResNet, (2, 1, 8, 8), 3), (resnet20, (2, 3, 32, 32), 9)]
+    )
+    def test_of_our_own_networks(self, make, size, count):
+        torch.manual_seed(0)
+        model = make().eval()
+        randomise(model)
+        components, example = find_components(model, kinds=["block"]), random_numbers(*size)
+        assert len(components) == count
+        for index, group in enumerate(components):
+            with hooked(model, f"{group.name}.bn2", torch.zeros_like):
+                expected = run(model, example)
+            assert close(without(model, components, index, example), expected)
+
     def test_one_that_changes_the_shape_without_a_shortcut_is_none(self):
         model, _ = build("efficientnet")
         names = [group.name for group in find_components(model, kinds=["block"])]
@@ -405,6 +438,12 @@ class TestUnknownLayouts:
         with refused(ComponentError, "o_proj, out_proj", "query, mixing", "exclude=['layer']"):
             find_components(model, kinds=["attention_head"])
 
+    def test_heads_that_are_interleaved(self):
+        model = library_class("Attention", {"proj": nn.Linear(8, 8)}, num_heads=2)
+        type(model["layer"]).__module__ = "timm.models.nest"
+        with refused(ComponentError, "heads joined one after the other"):
+            find_components(model, kinds=["attention_head"])
+
     def test_an_excluded_module_does_not_stand_in_the_way(self):
         model = library_class("NewAttention", {"mixing": nn.Linear(8, 8)}, num_heads=2)
         model["other"] = nn.MultiheadAttention(8, 2)
@@ -431,3 +470,19 @@ class TestUnknownLayouts:
         type(model["layer"]).__module__ = "transformers.models.swinv2.modeling_swinv2"
         with refused(ComponentError, "branches of layer", "ends in a LayerNorm"):
             find_components(model, kinds=["block"])
+
+
+def test_the_examples_of_the_page_run():
+    page = (Path(__file__).parents[1] / "docs" / "components.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
+    try:
+        for example in examples:
+            exec(compile(example, "docs/components.md", "exec"), {"__name__": "my_layers"})
+    finally:
+        RULES.pop("expert", None)
+
+
+def test_the_page_names_every_kind():
+    page = (Path(__file__).parents[1] / "docs" / "components.md").read_text(encoding="utf-8")
+    assert [kind for kind in kinds() if f"| `{kind}` |" not in page] == []

@@ -27,6 +27,7 @@ ATTENTION = (
     "torchvision.models.swin_transformer.ShiftedWindowAttention",
     "timm.*Attention*",
     "timm.*Attn",
+    "timm.models.xcit.XCA",
     "transformers.models.*Attention",
 )
 # What libraries call the same things. A head is as wide as its values, whose width may be its own.
@@ -39,7 +40,7 @@ WIDTHS = ("v_head_dim", "head_dim", "attention_head_size", "head_size", "key_val
 QUERIES_KEYS_VALUES = (
     *("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin"),
     *("query_proj", "key_proj", "value_proj", "qkv", "kv", "query_key_value", "qkv_proj", "Wqkv"),
-    *("c_attn", "q_attn", "q_b_proj", "kv_proj", "kv_b_proj"),
+    *("c_attn", "q_attn", "q_b_proj", "kv_proj", "kv_b_proj", "in_proj"),
 )
 INPUT_WORDS = {"q", "k", "v", "kv", "qkv", "wqkv", "query", "key", "value", "in", "pos", "relative", "global"}
 
@@ -60,6 +61,11 @@ def attention_heads(name: str, module: nn.Module) -> list[ComponentGroup]:
         heads_read = f"{heads} heads" + (f" of {width} entries" if width else "")
         raise _refusal(name, module, f"{type(layer).__name__} {path!r} that reads {heads_read}", got)
     return [input_entries(name, HEAD, join(name, path), layer, heads, size // heads, scope=(name,))]
+
+
+@component_rule(HEAD, "timm.models.nest.Attention")
+def _interleaved(name: str, module: nn.Module) -> list[ComponentGroup]:
+    raise _refusal(name, module, "heads joined one after the other", "the first entry of each head first")
 
 
 def _projection(module: nn.Module) -> tuple[str, nn.Module | None]:

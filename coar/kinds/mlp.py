@@ -48,6 +48,7 @@ PROJECTIONS = {
     "output_dense": ("intermediate_dense",),
     "output.dense": ("intermediate.dense",),
     "ffn_output": ("ffn",),
+    "layer_2": ("layer_1",),
 }
 
 
