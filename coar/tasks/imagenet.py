@@ -72,10 +72,10 @@ def make_task(
     if network not in WEIGHTS:
         raise SettingError("unknown network", expected=" or ".join(WEIGHTS), got=repr(network))
     classes = num_classes or (SMALL_CLASSES if small else NUM_CLASSES)
-    with seeded(0):
-        model = small_network(network, classes) if small else _trained(network, checkpoint, classes)
     preset = _preset(network, small)
     found = sample_images() if small and data is None else _validation(data, network, classes, preset)
+    with seeded(0):
+        model = small_network(network, classes) if small else _trained(network, checkpoint, classes)
     picked = found.pick(stride, num_examples)
     images = picked.cached(cache, f"{network} {preset}", picked.sources if picked.decode else ())
     return Task(
