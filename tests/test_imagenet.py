@@ -166,13 +166,14 @@ class TestFullNetworks:
         assert task.metadata["class"][0] == "tench"
         assert task.metadata["label"].tolist() == list(range(0, 1000, 10))
 
-    def test_no_download_says_which_file_to_fetch(self, folder, monkeypatch):
+    def test_no_download_says_which_file_to_fetch(self, monkeypatch):
         def no_internet(*_, **__):
             raise urllib.error.URLError("no internet")
 
         monkeypatch.setattr(torchvision.models, "get_model", no_internet)
+        monkeypatch.setattr(imagenet, "_validation", lambda *_: image_folders.sample_images())
         with refused(TaskError, "resnet50", "https://download.pytorch.org", "no internet", "checkpoint="):
-            imagenet.make_task(data=folder)
+            imagenet.make_task()
 
     def test_other_classes_need_other_weights(self, folder):
         with refused(SettingError, "num_classes=1000", "4", "checkpoint="):
