@@ -126,7 +126,8 @@ def prepare_runner(
     device = experiment.device if execution.device == "auto" else resolve_device(execution.device)
     batch_size = None if execution.batch_size == "auto" else execution.batch_size
     precision, check = choose_precision(experiment, design, device, batch_size, execution.precision)
-    return experiment.prepare(device, batch_size, precision), precision, check
+    options = {"compiled": True} if execution.compiled else {}
+    return experiment.prepare(device, batch_size, precision, **options), precision, check
 
 
 def _dtypes(experiment: Experiment, num_rows: int, asked: Mapping[str, str] | None) -> dict[str, str]:

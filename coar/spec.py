@@ -92,6 +92,7 @@ class ExecutionSpec(Setting):
     device: str = "auto"
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     precision: Literal["auto", "float32", "float64", "bfloat16", "float16"] = "auto"
+    compiled: Literal[True] | None = None
 
 
 def _experiment_tag(value: Any) -> str:

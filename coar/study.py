@@ -331,6 +331,7 @@ class Study:
             fingerprint=self.provenance["fingerprint"],
             batch_size=batch_size if batch_size is not None else (None if asked == "auto" else asked),
             precision=self.provenance["precision"],
+            compiled=bool(self.spec.execution.compiled),
         )
 
     def _require_spec(self, asked: StudySpec) -> None:

@@ -31,6 +31,7 @@ class Job:
         fingerprint: of the experiment that the study was created with.
         batch_size: None = the experiment's choice.
         precision: of the computation.
+        compiled: whether the experiment is asked to compile its model.
     """
 
     store: Store
@@ -41,6 +42,7 @@ class Job:
     fingerprint: Mapping[str, str]
     batch_size: int | None
     precision: str
+    compiled: bool = False
 
 
 class Worker:
@@ -49,7 +51,8 @@ class Worker:
     def __init__(self, job: Job, experiment: Experiment, device: torch.device) -> None:
         require_same_experiment(job.fingerprint, full_fingerprint(experiment))
         self.job = job
-        self.runner: Runner = experiment.prepare(device, job.batch_size, job.precision)
+        options = {"compiled": True} if job.compiled else {}  # few experiments have a model to compile
+        self.runner: Runner = experiment.prepare(device, job.batch_size, job.precision, **options)
 
     def do(self, item: Item) -> int:
         """Compute an item and store it; return how many of its rows failed.

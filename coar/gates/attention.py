@@ -8,6 +8,8 @@ through their weights, like any other layer.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.nn import functional
 
 from coar.errors import ComponentError
 
+Only = Callable[[int], AbstractContextManager[None]]
 _SIGNATURE = inspect.signature(functional.multi_head_attention_forward)
 _REFUSED = ("bias_k", "bias_v", "add_zero_attn", "use_separate_proj_weight", "static_k", "static_v")
 
@@ -27,8 +30,13 @@ def bind_attention(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, A
     return call.arguments
 
 
-def attention(call: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """What `multi_head_attention_forward` gives, in eval mode; see the module's text."""
+def attention(call: dict[str, Any], only: Only) -> tuple[Tensor, Tensor | None]:
+    """What `multi_head_attention_forward` gives, in eval mode; see the module's text.
+
+    Args:
+        call: arguments by name.
+        only: context manager for a call of which only queries (0), keys (1) or values (2) are used.
+    """
     for name in _REFUSED:
         if call[name] is not None and call[name] is not False:
             raise ComponentError(
@@ -40,7 +48,7 @@ def attention(call: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     batched = call["query"].ndim == 3
     query, key, value = (_examples_first(call[name], batched) for name in ("query", "key", "value"))
     heads = call["num_heads"]
-    parts = _project(query, key, value, call)
+    parts = _project((query, key, value), call, only)
     queries, keys, values = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
     mask = _mask(call, len(query), heads, queries)
     weights = None
@@ -62,13 +70,16 @@ def _examples_first(sequence: Tensor, batched: bool) -> Tensor:
     return sequence.transpose(0, 1) if batched else sequence.unsqueeze(0)
 
 
-def _project(query: Tensor, key: Tensor, value: Tensor, call: dict[str, Any]) -> list[Tensor]:
+def _project(inputs: tuple[Tensor, Tensor, Tensor], call: dict[str, Any], only: Only) -> list[Tensor]:
     weight, bias = call["in_proj_weight"], call["in_proj_bias"]
     if call["query"] is call["key"] is call["value"]:
-        return list(functional.linear(query, weight, bias).chunk(3, dim=-1))
+        return list(functional.linear(inputs[0], weight, bias).chunk(3, dim=-1))
     # All rows on each input and a third of each result: the weight stays whole, so its gates are found.
-    full = [functional.linear(x, weight, bias).chunk(3, dim=-1) for x in (query, key, value)]
-    return [full[i][i] for i in range(3)]
+    parts = []
+    for third, x in enumerate(inputs):
+        with only(third):
+            parts.append(functional.linear(x, weight, bias).chunk(3, dim=-1)[third])
+    return parts
 
 
 def _mask(call: dict[str, Any], examples: int, heads: int, queries: Tensor) -> Tensor | None:

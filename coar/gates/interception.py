@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from coar.gates.attention import attention, bind_attention
-from coar.gates.layers import LAYERS, Layer, bound, call
+from coar.gates.layers import LAYERS, Layer, bound, call, tensors_in
 from coar.gates.sites import Site
 
 
@@ -19,6 +20,7 @@ class Interception(TorchFunctionMode):
 
     Attributes:
         seen: ids of the sites whose parameter was read.
+        third: which third of what a layer emits is used: queries, keys or values; None for all of it.
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
@@ -27,6 +29,8 @@ class Interception(TorchFunctionMode):
         with_bias = [site for site in sites if site.bias_now() is not None]
         self._biases = {id(site.module._parameters[str(site.bias)]): site for site in with_bias}
         self.seen: set[int] = set()
+        self.third: int | None = None
+        self._plain: set[int] = set()  # ids of sites whose weight was read by no known layer
 
     def on_input(self, site: Site, x: Tensor, channels: int) -> Tensor:
         """What the layer reads instead of x."""
@@ -65,19 +69,47 @@ class Interception(TorchFunctionMode):
             arguments = bind_attention(args, kwargs)
             if {id(arguments["in_proj_weight"]), id(arguments["out_proj_weight"])} & self._sites.keys():
                 with self:  # the calls inside are intercepted in their turn
-                    return attention(arguments)
-        result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and any(id(value) in self._known for value in args):
-            return func(*(self._replaced(value) for value in args), **kwargs)
-        return result
+                    return attention(arguments, self.only)
+        known = [value for value in tensors_in((args, kwargs)) if self._is_known(value)]
+        if not known:
+            return func(*args, **kwargs)
+        if not _writes(func, kwargs):  # what is written is written once
+            result = func(*args, **kwargs)
+            if not any(True for _ in tensors_in(result)):  # asking for a shape is no reading
+                return result
+        elif self._is_known(args[0]):
+            return func(*args, **kwargs)
+        self._plain |= {id(self._sites[id(value)]) for value in known if id(value) in self._sites}
+        return func(*self._replaced(list(args)), **self._replaced(kwargs))
 
-    @property
-    def _known(self) -> set[int]:
-        return self._sites.keys() | self._biases.keys()
+    @contextmanager
+    def only(self, third: int) -> Iterator[None]:
+        """Run calls of which one third of the result is used."""
+        self.third = third
+        try:
+            yield
+        finally:
+            self.third = None
+
+    def _is_known(self, value: Any) -> bool:
+        # Only parameters are asked for their id: torch.compile would tie its code to any other tensor's.
+        return isinstance(value, nn.Parameter) and (id(value) in self._sites or id(value) in self._biases)
 
     def _replaced(self, value: Any) -> Any:
-        site = self._sites.get(id(value)) or self._biases.get(id(value))
-        if site is None:
+        if isinstance(value, dict):
+            return {key: self._replaced(entry) for key, entry in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._replaced(entry) for entry in value)
+        if not self._is_known(value):
             return value
+        site = self._sites.get(id(value)) or self._biases[id(value)]
         self.seen.add(id(site))
         return self.on_parameter(site, value)
+
+
+def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a function writes into a tensor that it is given: `mul_`, `__imul__`, `out=`."""
+    name = getattr(func, "__name__", "")
+    special = name.startswith("__")
+    written = name.startswith("__i") and name not in ("__index__", "__int__", "__invert__")
+    return kwargs.get("out") is not None or (written if special else name.endswith("_"))

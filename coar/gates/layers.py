@@ -7,7 +7,7 @@ projection inside torch's MultiheadAttention) is found all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,18 @@ def call(func: Callable[..., Any], arguments: dict[str, Any]) -> Tensor:
         extra = {key: arguments[key] for key in ("beta", "alpha") if key in arguments}
         return torch.addmm(arguments["bias"], arguments["input"], arguments["weight"], **extra)
     return func(**arguments)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from tensors_in(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from tensors_in(entry)
 
 
 def broadcastable(values: Tensor, y: Tensor, channels: int) -> Tensor:
