@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -195,14 +195,12 @@ def write_files(folder: Path, network: str, model: nn.Module, extra: dict[str, b
     """Write the weights, rounded to float16, and further files; return how models.json lists them."""
     second_names = tied_names(model)
     weights = folder / f"{network}.safetensors"
-    save_file(
-        {
-            name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-            for name, tensor in model.state_dict().items()
-            if name not in second_names
-        },
-        str(weights),
-    )
+    rounded = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in second_names
+    }
+    weights.write_bytes(save(rounded))
     paths = {"weights": weights}
     for part, content in extra.items():
         paths[part] = folder / f"{network}_{part}.json"
