@@ -127,7 +127,7 @@ class _Gating(Interception):
             expected = "a layer called as linear, convolution, batch norm or attention"
             raise _not_reached("gates for each example", site, expected)
         if is_weight and site.moves_bias() and site.bias_now() is None:
-            raise _not_reached("constants", site, "a layer with a bias, or one called as linear or convolution")
+            raise _not_reached("constants", site, "a layer with a bias, or one called as such")
         weight, bias = site.weight_now(), site.bias_now()
         if is_weight:
             return site.weight_at(weight, self._gates)

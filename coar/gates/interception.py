@@ -75,7 +75,7 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
         if not _writes(func, kwargs):  # what is written is written once
             result = func(*args, **kwargs)
-            if not any(True for _ in tensors_in(result)):  # asking for a shape is no reading
+            if not tensors_in(result):  # asking for a shape is no reading
                 return result
         elif self._is_known(args[0]):
             return func(*args, **kwargs)

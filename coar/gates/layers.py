@@ -7,7 +7,7 @@ projection inside torch's MultiheadAttention) is found all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,16 +84,12 @@ def call(func: Callable[..., Any], arguments: dict[str, Any]) -> Tensor:
     return func(**arguments)
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested lists, tuples and dictionaries."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from tensors_in(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from tensors_in(entry)
+        return [value]
+    entries = list(value.values()) if isinstance(value, Mapping) else value
+    return [t for e in entries for t in tensors_in(e)] if isinstance(entries, list | tuple) else []
 
 
 def broadcastable(values: Tensor, y: Tensor, channels: int) -> Tensor:

@@ -46,7 +46,10 @@ def measure_means(
             with watch:
                 run(model, batch)
     missing = [
-        gate.group.name for site in sites for gate in site.gates if gate.group.name not in watch.counts
+        gate.group.name
+        for site in sites
+        for gate in site.gates
+        if not bool(watch.counts.get(gate.group.name, torch.zeros(1)).all())
     ]
     if missing:
         raise ComponentError(
@@ -63,28 +66,44 @@ class _Watch(Interception):
         super().__init__(sites)
         self.mask: Tensor | None = None
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, float] = {}
+        self.counts: dict[str, Tensor] = {}
 
     def on_input(self, site: Site, x: Tensor, channels: int) -> Tensor:
         for gate in site.inputs:
-            self._add(gate, x, channels)
+            self._add(gate, x, channels, 0, x.shape[channels])
         return x
 
     def on_output(self, site: Site, y: Tensor, channels: int, bias: Tensor | None) -> Tensor:
         del bias
         for gate in site.outputs:
-            self._add(gate, y, channels)
+            size = y.shape[channels]
+            used = (0, size) if self.third is None else (self.third * size // 3, (self.third + 1) * size // 3)
+            self._add(gate, y, channels, *used)
         return y
 
-    def _add(self, gate: Gate, values: Tensor, channels: int) -> None:
+    def _add(self, gate: Gate, values: Tensor, channels: int, first: int, last: int) -> None:
+        """Count entries first .. last - 1, those of the group that are among them."""
         group = gate.group
-        own = values.narrow(channels, group.offset, group.count * group.width)
-        rows = own.movedim(channels, -1).flatten(0, -2).double()
+        start, stop = max(first, group.offset), min(last, group.stop)
+        if start >= stop:
+            return
+        own = values.narrow(channels, start, stop - start)
+        rows = own.movedim(channels, -1).reshape(-1, stop - start).double()
         visible = self.mask
-        if visible is not None and visible.numel() == len(rows) and channels == -1:
+        if visible is not None and channels == -1 and _fits(visible, values):
             rows = rows[visible.reshape(-1).bool()]
-        self.sums[group.name] = self.sums.get(group.name, 0) + rows.sum(dim=0)
-        self.counts[group.name] = self.counts.get(group.name, 0) + len(rows)
+        if group.name not in self.sums:
+            self.sums[group.name] = rows.new_zeros(group.stop - group.offset)
+            self.counts[group.name] = rows.new_zeros(group.stop - group.offset)
+        entries = slice(start - group.offset, stop - group.offset)
+        self.sums[group.name][entries] += rows.sum(dim=0)
+        self.counts[group.name][entries] += len(rows)
+
+
+def _fits(mask: Tensor, values: Tensor) -> bool:
+    """Whether a mask [examples, positions] is of these rows: flattened, or examples first."""
+    as_many = values.shape[:-1].numel() == mask.numel()
+    return as_many and (values.ndim == 2 or len(values) == len(mask))
 
 
 def pick_means(means: Means | None, components: ComponentSet, indices: Iterable[int]) -> Means | None:

@@ -91,15 +91,22 @@ class Site:
     def bias_at(self, weight: Tensor, bias: Tensor, gates: Tensor) -> Tensor:
         """The layer's bias under gates [components], from the untouched weight and bias."""
         gates = gates.to(bias.dtype)
-        for gate in self.inputs:
-            absent = (1 - gate.per_entry(gates)) * gate.rest
-            columns = weight.narrow(gate.group.dimension, gate.group.offset, len(absent))
-            bias = bias + (columns @ absent if gate.group.dimension else absent @ columns)
+        if self.inputs:
+            dimension = self.inputs[0].group.dimension
+            absent = bias.new_zeros(weight.shape[dimension])  # what constants add to what is read
+            for gate in self.inputs:
+                absent = _moved(absent, gate, gates)
+            bias = bias + (weight @ absent if dimension else absent @ weight)
         for gate in self.outputs:
             if not gate.keeps_bias:
-                moved = torch.lerp(gate.rest, bias[gate.entries], gate.per_entry(gates))
-                bias = torch.cat([bias[: gate.group.offset], moved, bias[gate.group.stop :]])
+                bias = _moved(bias, gate, gates)
         return bias
+
+
+def _moved(values: Tensor, gate: Gate, gates: Tensor) -> Tensor:
+    """Constants of all units after one group's gates: each moves what the gates before it left."""
+    moved = torch.lerp(gate.rest, values[gate.entries], gate.per_entry(gates))
+    return torch.cat([values[: gate.group.offset], moved, values[gate.group.stop :]])
 
 
 def _spread(gate: Gate, gates: Tensor, weight: Tensor) -> Tensor:
@@ -126,8 +133,17 @@ def make_sites(
     bias: Bias = "keep",
     value: Value = "zero",
     means: Means | None = None,
+    biases: bool = True,
 ) -> list[Site]:
-    """Sites of a private copy of a model; layers without a bias get one of zeros where gates need it.
+    """Sites of a private copy of a model.
+
+    Args:
+        model: where they are.
+        components: of this model.
+        bias: see `coar.gates.convention`.
+        value: likewise.
+        means: likewise.
+        biases: give layers without a bias one of zeros where constants need it.
 
     Raises:
         ComponentError: the components are of another model, or cannot be replaced by a constant.
@@ -140,8 +156,8 @@ def make_sites(
         module = modules[group.module]
         site = sites.setdefault((id(module), group.parameter), Site(module, group.parameter))
         site.bias = site.bias or group.bias or _bias_name(module, group)
-        weight, biases = site.weight_now(), site.bias_now() if group.side == "output" else None
-        own = None if biases is None or group.bias is None else biases[group.offset : group.stop]
+        weight, added = site.weight_now(), site.bias_now() if group.side == "output" else None
+        own = None if added is None or group.bias is None else added[group.offset : group.stop]
         at_rest = rest(group, own, bias, value, means).to(weight.device, weight.dtype)
         keeps = (
             group.side == "output"
@@ -153,7 +169,7 @@ def make_sites(
     for site in sites.values():
         site.outputs.sort(key=lambda gate: gate.group.whole)
         _require_constants_fit(site)
-        if site.moves_bias() and site.bias_now() is None:
+        if biases and site.moves_bias() and site.bias_now() is None:
             _add_bias(site)
     return list(sites.values())
 
