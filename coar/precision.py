@@ -87,11 +87,12 @@ def compare_precision(
 def _centred(runner: Runner, masks: np.ndarray) -> dict[str, np.ndarray]:
     rows = [runner(mask[None]) for mask in masks]
     stacked = {name: np.stack([row[name][0] for row in rows]).astype(np.float64) for name in rows[0]}
-    return {name: values - values.mean(axis=0) for name, values in stacked.items()}
+    with np.errstate(invalid="ignore"):  # what overflows has no mean; the check says so
+        return {name: values - values.mean(axis=0) for name, values in stacked.items()}
 
 
 def _correlations(exact: np.ndarray, coarse: np.ndarray) -> np.ndarray:
     """Per column; one that no mask moves is right where it stays put, and what is not finite is wrong."""
-    still = ~exact.any(axis=0)
+    still = ~exact.any(axis=0) & ~coarse.any(axis=0)
     values = np.where(still, 1.0, pearson(exact, coarse))
     return np.where(np.isfinite(values) & np.isfinite(coarse).all(axis=0), values, -1.0)

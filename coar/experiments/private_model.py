@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,13 +72,14 @@ class PrivateModel:
         exact = torch.promote_types(self.dtype, torch.float32)
         model = self._copied(task.model, exact)
         sites = make_sites(model, *gated)
-        batch = move(task.batch(range(min(2, len(task)))), self.device, exact, self.channels_last)
-        function = next(iter(task.outputs.values()))
+        count = min(2, len(task))
+        batch = move(task.batch(range(count)), self.device, exact, self.channels_last)
+        runs = {name: partial(function, model, batch) for name, function in task.outputs.items()}
         with torch.no_grad():
-            before = per_example(function(model, batch), min(2, len(task)), "first")[0]
-            folded = fold_batch_norm(model, sites, lambda: function(model, batch))
-            after = per_example(function(model, batch), min(2, len(task)), "first")[0]
-        if folded and _close(before, after):
+            before = {name: per_example(run(), count, name)[0] for name, run in runs.items()}
+            folded = fold_batch_norm(model, sites, *runs.values())
+            after = {name: per_example(run(), count, name)[0] for name, run in runs.items()}
+        if folded and all(_close(values, after[name]) for name, values in before.items()):
             self.folded, self.sites = folded, sites
             self.model = cast(model, self.dtype)
             for site in sites:

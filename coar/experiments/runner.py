@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from coar.experiments.reading import SharedForward, per_example
 from coar.fingerprints import digest_value
 from coar.gates import Bias, Means, ScaledWeights, Value
 from coar.task import Task
+
+T = TypeVar("T")
 
 
 class AblationRunner:
@@ -58,7 +60,7 @@ class AblationRunner:
         with torch.inference_mode():
             for mask in masks:
                 self.gates.set(mask)
-                for name, values in self._run_fitting().items():
+                for name, values in self._fitting(self._run_all).items():
                     rows[name].append(values)
         return {name: np.stack(values) for name, values in rows.items()}
 
@@ -87,14 +89,17 @@ class AblationRunner:
         """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.inference_mode(), torch.random.fork_rng(devices=devices):
-            count, batch = next(iter(self._batches()))
-            alone = {name: self._one_output(name, batch, count)[0] for name in self.task.outputs}
-            again = {name: self._one_output(name, batch, count)[0] for name in self.task.outputs}
-            _require_equal(alone, again, "of the same batch differs between two runs", _RANDOM)
-            together = {name: values for name, (values, _) in self._all_outputs(batch, count).items()}
-            _require_equal(alone, together, "differs when other outputs are read before it", _IN_PLACE)
-            for example in sorted({0, count // 2, count - 1}) if count > 1 else ():
-                self._check_alone(example, batch, count)
+            self._fitting(self._check_batch)
+
+    def _check_batch(self) -> None:
+        count, batch = next(iter(self._batches()))
+        alone = {name: self._one_output(name, batch, count)[0] for name in self.task.outputs}
+        again = {name: self._one_output(name, batch, count)[0] for name in self.task.outputs}
+        _require_equal(alone, again, "of the same batch differs between two runs", _RANDOM)
+        together = {name: values for name, (values, _) in self._all_outputs(batch, count).items()}
+        _require_equal(alone, together, "differs when other outputs are read before it", _IN_PLACE)
+        for example in sorted({0, count // 2, count - 1}) if count > 1 else ():
+            self._check_alone(example, batch, count)
 
     def _check_alone(self, example: int, batch: Any, count: int) -> None:
         single = self._examples.place(self.task.batch([example]))
@@ -126,11 +131,11 @@ class AblationRunner:
         outputs = self.task.outputs.items()
         return {name: per_example(function(self._model, batch), count, name) for name, function in outputs}
 
-    def _run_fitting(self) -> dict[str, np.ndarray]:
-        """Run all examples, in smaller batches if memory does not suffice."""
+    def _fitting(self, work: Callable[[], T]) -> T:
+        """Do something with batches, smaller ones if memory does not suffice."""
         while True:
             try:
-                return self._run_all()
+                return work()
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise

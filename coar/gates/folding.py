@@ -2,13 +2,15 @@
 
 In eval mode BatchNorm is `s y + t` per channel. Folded, the convolution emits that at once: its
 weight and bias take s and t, and so does what a gated filter is at rest, so that ablation means the
-same. Which BatchNorm follows which convolution, and that nobody else looks in between, is read off
-one forward pass.
+same. Which BatchNorm follows which convolution, and that nobody else looks in between or reads their
+parameters, is read off forward passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +20,26 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from coar.gates.layers import CONVOLUTIONS, bound
+from coar.gates.layers import CONVOLUTIONS, bound, tensors_in
 from coar.gates.sites import Site
 
 
-def fold_batch_norm(model: nn.Module, sites: Sequence[Site], run: Callable[[], Any]) -> int:
+def fold_batch_norm(model: nn.Module, sites: Sequence[Site], *runs: Callable[[], Any]) -> int:
     """Fold every BatchNorm that can be into its convolution; sites stay what they are.
 
     Args:
         model: a private copy in eval mode; its parameters and modules are changed.
         sites: of this copy; gates on a folded BatchNorm move to the convolution.
-        run: runs the model on some batch.
+        runs: run the model on some batch, in each of the ways in which it will be run.
 
     Returns:
         How many were folded.
     """
-    pairs = _pairs(model, run)
+    pairs = _pairs(model, runs)
     for conv, norm in pairs:
         moved = _fold(conv, norm)
         _move_gates(sites, conv, norm, moved)
-        _replace(model, norm, nn.Identity())
+        vars(norm)["forward"] = _unchanged  # the module stays: others may hold it, or ask for its size
     return len(pairs)
 
 
@@ -80,6 +82,8 @@ def _move_gates(sites: Sequence[Site], conv: nn.Module, norm: nn.Module, moved: 
                 scaled = gate.rest.double() * moved.scale[gate.entries] + moved.shift[gate.entries]
                 gate.rest = scaled.to(bias.dtype)
     for site in other:
+        for gate in site.outputs:
+            gate.keeps_bias = False  # what stays is BatchNorm's bias, not all that the convolution adds now
         if own:
             own[0].outputs.extend(site.outputs)
             site.outputs = []
@@ -87,27 +91,27 @@ def _move_gates(sites: Sequence[Site], conv: nn.Module, norm: nn.Module, moved: 
             site.module, site.bias = conv, "bias"
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in model.modules():
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[name] = new
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
-def _pairs(model: nn.Module, run: Callable[[], Any]) -> list[tuple[nn.Module, nn.Module]]:
-    convs = {id(m.weight): m for m in model.modules() if _plain(m, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-    norms = {id(m.running_mean): m for m in model.modules() if _foldable(m)}
+def _pairs(model: nn.Module, runs: Sequence[Callable[[], Any]]) -> list[tuple[nn.Module, nn.Module]]:
+    convs = [m for m in model.modules() if _plain(m, nn.Conv1d, nn.Conv2d, nn.Conv3d) and _has_weight(m)]
+    norms = [m for m in model.modules() if _foldable(m)]
     if not convs or not norms:
         return []
-    trace = _Trace()
-    with torch.no_grad(), trace:
-        run()
-    found = []
-    for weight, readers in trace.readers.items():
-        norm = norms.get(readers[0]) if len(readers) == 1 else None
-        if weight in convs and norm is not None and trace.norm_calls[id(norm.running_mean)] == 1:
-            found.append((convs[weight], norm))
-    return found
+    traces = [_traced([*convs, *norms], run) for run in runs]
+    return [(conv, norm) for conv in convs for norm in norms if _always_joined(conv, norm, traces)]
+
+
+def _always_joined(conv: nn.Module, norm: nn.Module, traces: Sequence[_Trace]) -> bool:
+    """Whether one follows the other wherever one of them is used, and nobody else uses them."""
+    joined = [trace.joins(conv, norm) for trace in traces]
+    return any(joined) and all(j or t.silent(conv, norm) for j, t in zip(joined, traces, strict=True))
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return module._parameters.get("weight") is not None  # a parametrised one is computed for each call
 
 
 def _plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
@@ -122,21 +126,64 @@ def _foldable(module: nn.Module) -> bool:
     return _plain(module, _BatchNorm) and module.running_mean is not None and not module.training
 
 
+# What can be asked of a tensor without reading its numbers.
+_ASKING = {"__get__", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "__len__"}
+_ASKING |= {
+    "is_contiguous",
+    "is_floating_point",
+    "is_complex",
+    "get_device",
+    "element_size",
+    "type",
+    "__hash__",
+}
+
+
+def _traced(modules: Sequence[nn.Module], run: Callable[[], Any]) -> _Trace:
+    trace = _Trace(modules)
+    with torch.no_grad(), _counting(modules, trace.uses), trace:
+        run()
+    return trace
+
+
+@contextmanager
+def _counting(modules: Sequence[nn.Module], calls: Counter[int]) -> Iterator[None]:
+    """Count calls of modules by id."""
+    hooks = [m.register_forward_pre_hook(lambda called, _: calls.update([id(called)])) for m in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class _Trace(TorchFunctionMode):
     """Who reads what convolutions emit, in one forward pass.
 
     Attributes:
-        readers: id of a convolution's weight -> running means of the BatchNorms that read its result;
-            a reader of another sort is 0, and so is a second call of the convolution.
-        norm_calls: id of running means -> number of calls.
+        readers: id of a convolution's weight -> running means of the BatchNorms that read its result; a
+            reader of another sort is 0.
+        uses: id of a module, or of a tensor of one -> number of calls.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
         self.readers: dict[int, list[int]] = {}
-        self.norm_calls: dict[int, int] = {}
+        self.uses: Counter[int] = Counter()
+        self._watched = {id(tensor) for module in modules for tensor in _own(module)}
         self._results: dict[int, int] = {}  # id of a result -> id of the weight
         self._alive: list[Tensor] = []  # so that no id is given twice
+
+    def joins(self, conv: nn.Module, norm: nn.Module) -> bool:
+        """Whether both were called once, as modules, one on what the other emits, and nothing else."""
+        keys = [id(x) for module in (conv, norm) for x in (module, *_own(module))]
+        mean = id(norm._buffers["running_mean"])
+        joined = self.readers.get(id(conv._parameters["weight"])) == [mean]
+        return joined and all(self.uses[key] == 1 for key in keys)
+
+    def silent(self, conv: nn.Module, norm: nn.Module) -> bool:
+        """Whether none was used."""
+        return not any(self.uses[id(x)] for module in (conv, norm) for x in (module, *_own(module)))
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -144,34 +191,23 @@ class _Trace(TorchFunctionMode):
         """Called by torch in place of each of its functions."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if getattr(func, "__name__", "") in _ASKING and not tensors_in(result):
+            return result
+        given = tensors_in((args, kwargs))
+        self.uses.update(id(tensor) for tensor in given if id(tensor) in self._watched)
+        reader = id(bound(func, args, kwargs)["running_mean"]) if func is functional.batch_norm else 0
+        for tensor in given:
+            if id(tensor) in self._results:
+                self.readers[self._results[id(tensor)]].append(reader)
         if func in CONVOLUTIONS:
             weight = id(bound(func, args, kwargs)["weight"])
-            self._note_readers(args, 0)
-            self.readers.setdefault(weight, []) if weight not in self.readers else self.readers[
-                weight
-            ].append(0)
+            self.readers.setdefault(weight, [])
             self._results[id(result)] = weight
             self._alive.append(result)
-        elif func is functional.batch_norm:
-            mean = id(bound(func, args, kwargs)["running_mean"])
-            self.norm_calls[mean] = self.norm_calls.get(mean, 0) + 1
-            self._note_readers(args, mean)
-        elif any(True for _ in _tensors(result)):  # asking for a shape is no reading
-            self._note_readers((args, kwargs), 0)
         return result
 
-    def _note_readers(self, values: Any, reader: int) -> None:
-        for tensor in _tensors(values):
-            weight = self._results.get(id(tensor))
-            if weight is not None:
-                self.readers[weight].append(reader)
 
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _tensors(entry)
+def _own(module: nn.Module) -> list[Tensor]:
+    """Tensors that a convolution or a BatchNorm computes with."""
+    named = {**module._parameters, **module._buffers}
+    return [value for name, value in named.items() if value is not None and name != "num_batches_tracked"]
