@@ -61,9 +61,9 @@ $(INSTALLED): pyproject.toml requirements.txt
 	  { echo "coar needs Python >= 3.11 as '$(PYTHON)'. If you have one by another name: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu it is in the package python3-venv." >&2; exit 1; }
-	$(PIP_INSTALL) -e ".[dev,vision]"
+	$(PIP_INSTALL) -e ".[dev,vision,language]"
 	@touch $@
 
 $(INSTALLED_BENCH): $(INSTALLED)
-	$(PIP_INSTALL) -e ".[dev,vision,bench]"
+	$(PIP_INSTALL) -e ".[dev,vision,language,bench]"
 	@touch $@

@@ -5,7 +5,7 @@ from coar.attributions import Attributions
 from coar.baselines import gradient_x_parameter, leave_one_out
 from coar.components import ComponentGroup, ComponentSet
 from coar.designs import Bernoulli, FixedSize, LeaveOneOut
-from coar.discovery import find_components
+from coar.discovery import component_rule, find_components
 from coar.edit import Edit
 from coar.editing import rank_components
 from coar.evaluation import evaluate
@@ -26,6 +26,7 @@ __all__ = [
     "ComponentGroup",
     "ComponentSet",
     "find_components",
+    "component_rule",
     "ComponentAblation",
     # rows
     "Bernoulli",

@@ -70,7 +70,7 @@ class GatedActivations:
         With a gate vector per example the model must run that batch, examples along the first
         dimension of what layers read and emit.
         """
-        if gates.shape[-1] != sum(self.counts) or gates.ndim not in (1, 2):
+        if gates.ndim not in (1, 2) or gates.shape[-1] != sum(self.counts):
             raise ComponentError(
                 "a gate vector has one gate per component",
                 expected=f"[{sum(self.counts)}] or [batch, {sum(self.counts)}]",

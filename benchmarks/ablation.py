@@ -1,0 +1,234 @@
+"""Ablation at the speed of the bare model: rows and gate-gradient passes, against the limit and a peer.
+
+python -m benchmarks.ablation [--small] [--json PATH]
+
+The limit is the bare forward pass, no masks, no outputs kept, in the fastest setting found here: layout,
+batch size, BatchNorm folded (by torch.fx), torch.compile. The peer is the procedure of the COAR paper's
+code: a deep copy for each mask, a python loop over the ablated indices, the loader read again.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.utils.data import DataLoader, TensorDataset
+
+import coar
+from benchmarks.report import Report, main, median_seconds, ratio
+from coar.experiments.examples import Examples
+from coar.experiments.private_model import DTYPES, PrivateModel
+from coar.gates import GatedActivations
+from coar.outputs import margin
+from coar.tasks.cifar_networks import resnet20
+
+FRACTION = 0.05
+LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+def run(report: Report) -> None:
+    """All measurements."""
+    torch.manual_seed(0)
+    images = 100 if report.small else 500
+    repeats = 3 if report.small else 15
+    cifar = make_task(resnet20(), images, 32)
+    rows_on(report, "ResNet-20, CPU", cifar, torch.device("cpu"), repeats, ("cpu_overhead", "cpu_speedup"))
+    resnet50 = _torchvision_resnet50()
+    if resnet50 is None:
+        report.not_run("resnet50_overhead", "torchvision is not installed")
+    else:
+        task = make_task(resnet50, 4 if report.small else 16, 224)
+        rows_on(report, "ResNet-50, CPU", task, torch.device("cpu"), repeats, ("resnet50_overhead", None))
+    passes(report, cifar, torch.device("cpu"), repeats)
+    if torch.cuda.is_available():
+        cuda = make_task(resnet20(), 10_000, 32)
+        rows_on(
+            report, "ResNet-20, GPU", cuda, torch.device("cuda"), repeats, ("gpu_overhead", "gpu_speedup")
+        )
+    else:
+        report.not_run("gpu_overhead", "no CUDA device")
+        report.not_run("gpu_speedup", "no CUDA device")
+
+
+def make_task(model: nn.Module, images: int, size: int) -> coar.Task:
+    """Random weights, random images: for speed, what they show does not matter."""
+    pixels = torch.randn(images, 3, size, size)
+    labels = torch.randint(0, 10, (images,))
+    return coar.Task(model.eval(), TensorDataset(pixels, labels), outputs={"margin": margin}, device="cpu")
+
+
+def rows_on(
+    report: Report,
+    title: str,
+    task: coar.Task,
+    device: torch.device,
+    repeats: int,
+    claims: tuple[str, str | None],
+) -> None:
+    """One row, ours against limit and peer."""
+    settings = bare_settings(task, device, "float32", compiled=not report.small)
+    found = {name: statistics.median(times) for name, times in median_seconds(settings, 3).items()}
+    best = min(found, key=found.__getitem__)
+    best_eager = min((name for name in found if "compiled" not in name), key=found.__getitem__)
+    masks = coar.Bernoulli(ablation_fraction=FRACTION).masks(range(50), len(coar.find_components(task.model)))
+    actions: dict[str, Callable[[], object]] = {
+        "limit": settings[best],
+        "limit without torch.compile": settings[best_eager],
+        "ours": our_row(task, device, masks),
+        "published procedure": published_row(task, device, masks),
+    }
+    if not report.small:
+        actions["ours, compiled"] = our_row(task, device, masks, compiled=True)
+    times = median_seconds(actions, repeats)
+    limit = times["limit"]
+    rows = [
+        {"what": name, "seconds": statistics.median(values), "of the limit": ratio(values, limit)}
+        for name, values in times.items()
+    ]
+    for row in rows:
+        row["setting"] = {"limit": best, "limit without torch.compile": best_eager}.get(str(row["what"]), "")
+    report.table(f"{title}: a row of {len(task)} images", rows)
+    ours = "ours, compiled" if "compiled" in best else "ours"
+    report.measure(claims[0], ratio(times[ours], limit))
+    if claims[1]:
+        report.measure(claims[1], ratio(times["published procedure"], times["ours"]))
+
+
+def our_row(
+    task: coar.Task, device: torch.device, masks: np.ndarray, compiled: bool = False
+) -> Callable[[], object]:
+    """A row of a study: another mask each time, outputs on the host."""
+    experiment = coar.ComponentAblation(task, coar.find_components(task.model))
+    runner = experiment.prepare(device, compiled=compiled)
+    turn = iter(np.tile(masks, (100, 1)))
+    return lambda: runner(next(turn)[None])
+
+
+def bare_settings(
+    task: coar.Task, device: torch.device, precision: str, compiled: bool
+) -> dict[str, Callable[[], object]]:
+    """The forward pass alone, examples on the device, in every setting tried."""
+    images = task.dataset.tensors[0].to(device, DTYPES[precision])
+    found = {}
+    for layout, memory_format in LAYOUTS.items():
+        model = fuse(copy.deepcopy(task.model)).to(device, DTYPES[precision]).requires_grad_(False)
+        model = model.to(memory_format=memory_format)
+        placed = images.contiguous(memory_format=memory_format)
+        for size in sorted({min(size, len(images)) for size in (16, 32, 64, 128, 500, 2_000)}):
+            found[f"{layout}, batches of {size}"] = _bare(model, placed.split(size), device)
+        if compiled and layout == "channels last":
+            fast = torch.compile(model)
+            for size in sorted({min(size, len(images)) for size in (64, 128)}):
+                found[f"{layout}, batches of {size}, compiled"] = _bare(fast, placed.split(size), device)
+    return found
+
+
+def _bare(model: nn.Module, batches: tuple[Tensor, ...], device: torch.device) -> Callable[[], object]:
+    def forward() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                model(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return forward
+
+
+def published_row(task: coar.Task, device: torch.device, masks: np.ndarray) -> Callable[[], object]:
+    """The procedure of the published scripts, in our words; batches of 500 as there."""
+    model = task.model
+    sizes = {f"{name}.weight": len(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    loader = DataLoader(task.dataset, batch_size=500, shuffle=False)
+    turn = iter(np.tile(masks, (100, 1)))
+
+    def row() -> Tensor:
+        masked = copy.deepcopy(model).cpu().eval()
+        removed: dict[str, list[int]] = {}
+        for index in (~next(turn)).nonzero()[0]:
+            name, position = _locate(int(index), sizes)
+            removed.setdefault(name, []).append(position)
+        with torch.no_grad():
+            parameters = dict(masked.named_parameters())
+            for name, positions in removed.items():
+                parameters[name][positions] = 0
+        masked = masked.to(device)
+        with torch.no_grad():
+            return torch.cat([margin(masked, [part.to(device) for part in batch]).cpu() for batch in loader])
+
+    return row
+
+
+def _locate(index: int, sizes: dict[str, int]) -> tuple[str, int]:
+    """Parameter and position of a flat index, by a scan over the layers."""
+    for name, size in sizes.items():
+        if index < size:
+            return name, index
+        index -= size
+    raise IndexError
+
+
+def passes(report: Report, task: coar.Task, device: torch.device, repeats: int) -> None:
+    """A gate-gradient pass (one forward and one backward, a gate vector per example) in bare forwards."""
+    table: list[dict[str, Any]] = []
+    for precision in ("float32", "bfloat16"):
+        settings = bare_settings(task, device, precision, compiled=False)
+        found = {name: statistics.median(values) for name, values in median_seconds(settings, 3).items()}
+        best = min(found, key=found.__getitem__)
+        sizes = sorted({min(size, len(task)) for size in (32, 64, 128)})
+        actions = {f"pass, batches of {size}": gate_pass(task, device, precision, size) for size in sizes}
+        if not report.small:
+            actions["pass, batches of 64, compiled"] = gate_pass(task, device, precision, 64, compiled=True)
+        times = median_seconds({"limit": settings[best]} | actions, repeats)
+        forwards = {name: ratio(values, times["limit"]) for name, values in times.items()}
+        for name, values in times.items():
+            seconds = statistics.median(values)
+            row = {"precision": precision, "what": name, "seconds": seconds, "forwards": forwards[name]}
+            table.append(row | {"setting": best if name == "limit" else ""})
+        report.measure(f"pass_{precision}", min(forwards[name] for name in actions))
+    report.table(f"gate-gradient pass over {len(task)} images, ResNet-20", table)
+
+
+def gate_pass(
+    task: coar.Task, device: torch.device, precision: str, batch_size: int, compiled: bool = False
+) -> Callable[[], object]:
+    """Derivatives of every example's margin by every gate, [examples, components]."""
+    components = coar.find_components(task.model)
+    private = PrivateModel(task, (components, "keep", "zero", None), device, precision)
+    private.model.requires_grad_(False)
+    gated = GatedActivations(private.model, components, sites=private.sites, fused=True)
+    examples = Examples(task, device, private.dtype, private.channels_last)
+
+    def outputs(gates: Tensor, batch: Any) -> Tensor:
+        with gated.at(gates):
+            return margin(private.model, batch)
+
+    forward = torch.compile(outputs) if compiled else outputs
+
+    def run_pass() -> Tensor:
+        found = []
+        for count, batch in examples.batches(batch_size):
+            gates = torch.rand(count, len(components), device=device).requires_grad_()
+            found.append(torch.autograd.grad(forward(gates, batch).sum(), gates)[0])
+        return torch.cat(found)
+
+    return run_pass
+
+
+def _torchvision_resnet50() -> nn.Module | None:
+    try:
+        from torchvision.models import resnet50
+    except ImportError:
+        return None
+    return resnet50()
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", module="torch")  # of the compiler: no CUDA here, and the like
+    main("ablation", run)
