@@ -10,75 +10,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import combinations, pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from coar.axes import Axis
+from coar.component_fit import require_fits, require_separate
+from coar.component_group import ComponentGroup
 from coar.errors import ComponentError, SpecError
 from coar.files import digest_json
 
-Side = Literal["output", "input"]
-
-
-@dataclass(frozen=True)
-class ComponentGroup:
-    """The components of one module.
-
-    Attributes:
-        name: unique in its set; usually the module's name.
-        kind: what the components are, for example "conv_filter".
-        module: qualified name of the module in the model ("" is the model itself).
-        parameter: name of the parameter in that module.
-        dimension: along which the parameter is cut.
-        count: how many components.
-        width: how many entries along the dimension belong to one component.
-        offset: first entry along the dimension.
-        bias: name of the parameter that holds the same units' biases, or None.
-        side: "output" where a component is some units that the layer emits, "input" where it is some
-            entries that the layer reads (the parameter is cut along its input dimension).
-        whole: the bias belongs to the component, whatever the convention: a residual branch.
-        blocks: into how many parts the parameter's first dimension is split before it is cut: the
-            groups of a transposed convolution, whose filters are columns of their group's rows.
-        scope: modules whose insides a component stands for (a head for its attention module): no other
-            kind of component lies there unless overlaps are asked for. Known to `find_components` only.
-    """
-
-    name: str
-    kind: str
-    module: str
-    parameter: str
-    dimension: int
-    count: int
-    width: int = 1
-    offset: int = 0
-    bias: str | None = None
-    side: Side = "output"
-    whole: bool = False
-    blocks: int = 1
-    scope: tuple[str, ...] = field(default=(), compare=False)
-
-    @property
-    def stop(self) -> int:
-        """First entry along the dimension after the group."""
-        return self.offset + self.count * self.width
-
-    def component_name(self, index: int) -> str:
-        """Name of a component by its number in the group."""
-        return f"{self.name}[{index}]"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON form: what later formats added is left out where it says nothing new."""
-        value = asdict(self) | {"scope": ()}
-        added = {entry.name: entry.default for entry in fields(self) if entry.name in _ADDED}
-        return {key: entry for key, entry in value.items() if key not in added or entry != added[key]}
-
-
-_ADDED = ("side", "whole", "blocks", "scope")  # after the first release: digests of older sets stay
+__all__ = ["ComponentGroup", "ComponentSet"]
 
 
 class ComponentSet:
@@ -194,9 +139,7 @@ class ComponentSet:
 
     def require_fits(self, model: nn.Module) -> None:
         """Raise `ComponentError` unless every group lies inside a parameter of this model."""
-        modules = dict(model.named_modules(remove_duplicate=False))
-        for group in self.groups:
-            _require_group_fits(group, modules.get(group.module))
+        require_fits(self.groups, model)
 
     def require_separate(self, model: nn.Module, with_bias: bool = False) -> None:
         """Raise `ComponentError` if components overlap unasked, or another module uses a gated parameter.
@@ -205,21 +148,7 @@ class ComponentSet:
             model: one that the components fit.
             with_bias: biases are gated, too.
         """
-        owners = _owners(model)
-        modules = dict(model.named_modules(remove_duplicate=False))
-        claims: dict[int, list[tuple[int, int, int, str]]] = {}
-        for group in self.groups:
-            keys = [(group.parameter, group.dimension)]
-            keys += [(group.bias, 0)] if with_bias and group.bias else []
-            for key, dimension in keys:
-                place = _place(modules[group.module]._parameters[key])
-                if len(owners[place]) > 1:
-                    raise _shared(group, key, owners[place])
-                claims.setdefault(place, []).append((dimension, group.offset, group.stop, group.name))
-        if not self.overlap:
-            for claim in claims.values():
-                _require_disjoint(sorted(claim))
-            _require_scopes_apart(self.groups)
+        require_separate(self.groups, model, with_bias, self.overlap)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain JSON form of the groups."""
@@ -234,113 +163,6 @@ class ComponentSet:
             raise SpecError(f"{where}: component groups are damaged", got=str(error)) from None
 
 
-def _place(parameter: nn.Parameter | None) -> int:
-    assert parameter is not None
-    return parameter.data_ptr() or id(parameter)  # tensors without storage have no address
-
-
-def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Names of the parameters at each address: several where modules share storage."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(_place(parameter), []).append(f"{name}.{key}")
-    return owners
-
-
-def _shared(group: ComponentGroup, key: str | None, owners: list[str]) -> ComponentError:
-    return ComponentError(
-        f"{group.module} shares its {key} with another module",
-        expected="a parameter used by one module: ablating a tied one ablates both",
-        got=", ".join(owners),
-        todo=f"exclude=[{group.module!r}]",
-    )
-
-
-def _require_disjoint(claims: list[tuple[int, int, int, str]]) -> None:
-    for (dimension, _, stop, name), (other_dimension, start, _, other) in pairwise(claims):
-        if dimension != other_dimension or start < stop:
-            raise ComponentError(
-                "components overlap: some numbers belong to two of them",
-                expected="every number of a parameter in at most one component",
-                got=f"{name} and {other}",
-                todo=_SEPARATE,
-            )
-
-
-def _require_scopes_apart(groups: Sequence[ComponentGroup]) -> None:
-    """A head and the rows of its own values, a block and its filters: one switches the other off."""
-    scopes: dict[str, dict[str, str]] = {}
-    for group in groups:
-        for scope in group.scope or (group.module,):
-            scopes.setdefault(group.kind, {}).setdefault(scope, group.name)
-    for (kind, ours), (other_kind, theirs) in combinations(scopes.items(), 2):
-        for scope, name in ours.items():
-            for other, other_name in theirs.items():
-                if f"{scope}.".startswith(f"{other}.") or f"{other}.".startswith(f"{scope}."):
-                    raise ComponentError(
-                        f"components overlap: {name} ({kind}) and {other_name} ({other_kind})",
-                        expected="components that can be ablated independently of each other",
-                        got="one lies inside the other",
-                        todo=_SEPARATE,
-                    )
-
-
-_SEPARATE = "choose one kind of component per layer, or allow it: find_components(..., overlap=True)"
-
-
 def _single(group: ComponentGroup, number: int) -> ComponentGroup:
     offset = group.offset + number * group.width
     return replace(group, name=group.component_name(number), count=1, offset=offset)
-
-
-def _require_group_fits(group: ComponentGroup, module: nn.Module | None) -> None:
-    parameter = module._parameters.get(group.parameter) if module is not None else None
-    if parameter is not None:
-        _require_floats(parameter, group)
-    if parameter is None:
-        raise ComponentError(
-            f"components of another model: no parameter {group.parameter!r} in module {group.module!r}",
-            expected=f"{group.count} components of kind {group.kind}",
-            got="no such module" if module is None else f"{type(module).__name__} without it",
-            todo="call find_components on this very model; remove weight norm and the like first",
-        )
-    size = parameter.shape[group.dimension] * group.blocks if 0 <= group.dimension < parameter.ndim else 0
-    if group.blocks > 1 and parameter.shape[0] % group.blocks:
-        size = 0
-    if group.stop > size or group.offset < 0 or min(group.count, group.width) < 1:
-        raise ComponentError(
-            f"components of another model: {group.module}.{group.parameter} has another shape",
-            expected=f"at least {group.stop} entries along dimension {group.dimension}",
-            got=tuple(parameter.shape),
-            todo="call find_components on this very model",
-        )
-    _require_side(group, module)
-
-
-def _require_side(group: ComponentGroup, module: nn.Module | None) -> None:
-    """In the layers whose layout is known, rows are outputs and columns inputs."""
-    rows = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and group.parameter == "weight"
-    if rows and (group.dimension == 0) != (group.side == "output"):
-        raise ComponentError(
-            f"{group.name}: dimension {group.dimension} of a {type(module).__name__}'s weight is not its "
-            f"{group.side} side",
-            expected="dimension 0 with side='output', or another with side='input'",
-            got=f"dimension {group.dimension} with side={group.side!r}",
-        )
-
-
-def _require_floats(parameter: nn.Parameter, group: ComponentGroup) -> None:
-    plain = type(parameter) in (nn.Parameter, Tensor, nn.parameter.UninitializedParameter)
-    if plain and parameter.is_floating_point() and not nn.parameter.is_lazy(parameter):
-        return
-    lazy = nn.parameter.is_lazy(parameter)
-    raise ComponentError(
-        f"{group.module}.{group.parameter} cannot be gated",
-        expected="a plain floating-point parameter",
-        got="one without a shape yet" if lazy else f"{type(parameter).__name__} of {parameter.dtype}",
-        todo="run one batch through the lazy model first"
-        if lazy
-        else "load the model unquantised (float32, bfloat16 or float16) and not sharded",
-    )

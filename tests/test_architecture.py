@@ -25,6 +25,8 @@ ORDER = [
     "fingerprints",
     "task",
     "recipes",
+    "component_group",
+    "component_fit",
     "components",
     "kinds",
     "discovery",
