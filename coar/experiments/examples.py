@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from coar.task import Task
 
@@ -101,10 +102,36 @@ def example_bytes(task: Task) -> int:
     return max(1, sum(t.nbytes for t in _tensors(task.batch([0]))))
 
 
-def default_batch_size(task: Task, device: torch.device) -> int:
-    """A power of two by the size of an example: a rule, not a measurement, so that results repeat."""
-    budget, low, high = (2**20, 16, 256) if device.type == "cpu" else (2**26, 32, 1024)
-    return int(2 ** np.floor(np.log2(np.clip(budget / example_bytes(task), low, high))))
+def default_batch_size(task: Task, device: torch.device, largest: int = 1) -> int:
+    """A power of two by the size of an example: a rule, not a measurement, so that results repeat.
+
+    Args:
+        task: whose examples.
+        device: where they run.
+        largest: bytes of the largest tensor in the forward pass of one example, see `LargestResult`:
+            the logits of a language model are far larger than its tokens.
+    """
+    cuda = device.type == "cuda"
+    budget, low, high = (2**26, 32, 1024) if cuda else (2**20, 16, 256)
+    size = np.clip(budget / example_bytes(task), low, high)
+    size = min(size, max(1.0, (2**31 if cuda else 2**28) / largest))
+    return int(2 ** np.floor(np.log2(size)))
+
+
+class LargestResult(TorchFunctionMode):
+    """Context manager that notes the bytes of the largest tensor that any torch function returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 1
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Called by torch in place of each of its functions."""
+        result = func(*args, **(kwargs or {}))
+        self.bytes = max([self.bytes, *(tensor.nbytes for tensor in _tensors(result))])
+        return result
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coar.components import ComponentSet
 from coar.errors import TaskError
-from coar.experiments.examples import move
+from coar.experiments.examples import LargestResult, move
 from coar.experiments.reading import per_example
 from coar.gates import Bias, Means, Value, fold_batch_norm, make_sites
 from coar.task import Task
@@ -42,6 +42,7 @@ class PrivateModel:
         sites: of its gates.
         folded: how many BatchNorm layers were folded.
         channels_last: the layout of images.
+        largest: bytes of the largest tensor in the forward pass of the first example.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class PrivateModel:
         if not self.folded:
             self.model = self._copied(task.model, self.dtype)
             self.sites = make_sites(self.model, *gated)
+        self.largest = self._largest_result(task)
         if compiled:
             # Parameters stay inputs of the compiled code: it sees what masks write to them.
             self.model.forward = torch.compile(self.model.forward)
@@ -85,6 +87,12 @@ class PrivateModel:
             for site in sites:
                 for gate in site.gates:
                     gate.rest = gate.rest.to(self.dtype)
+
+    def _largest_result(self, task: Task) -> int:
+        batch = move(task.batch([0]), self.device, self.dtype, self.channels_last)
+        with torch.no_grad(), LargestResult() as found:
+            next(iter(task.outputs.values()))(self.model, batch)
+        return found.bytes
 
     def _copied(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
         copied = private_copy(model, self.device, dtype)

@@ -46,9 +46,10 @@ class AblationRunner:
         compiled: bool = False,
     ) -> None:
         self.task, self.device, self.precision, self.compiled = task, device, precision, compiled
-        self.batch_size = min(batch_size or default_batch_size(task, device), len(task))
         self.lengths: dict[str, np.ndarray] = {}
         self._private = PrivateModel(task, gated, device, precision, fold, compiled)
+        rule = default_batch_size(task, device, self._private.largest)
+        self.batch_size = min(batch_size or rule, len(task))
         self._model = self._private.model
         self.gates = ScaledWeights(self._model, gated[0], sites=self._private.sites)
         self._shared = SharedForward(self._model) if len(task.outputs) > 1 else None
@@ -175,8 +176,11 @@ class AblationRunner:
         return self._examples.batches(self.batch_size)
 
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory")  # what torch's allocators of the CPU say
+
+
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _too_large(device: torch.device, error: RuntimeError) -> TaskError:
