@@ -57,14 +57,14 @@ class PrivateModel:
         self.device, self.dtype = device, DTYPES[precision]
         self.channels_last = any(isinstance(module, nn.Conv2d) for module in task.model.modules())
         self.folded = 0
-        if fold and any(
-            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in task.model.modules()
-        ):
-            self._make_folded(task, gated)
-        if not self.folded:
-            self.model = self._copied(task.model, self.dtype)
-            self.sites = make_sites(self.model, *gated)
-        self.largest = self._largest_result(task)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # a model that draws numbers must not be noticed
+            if fold and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.model.modules()):
+                self._make_folded(task, gated)
+            if not self.folded:
+                self.model = self._copied(task.model, self.dtype)
+                self.sites = make_sites(self.model, *gated)
+            self.largest = self._largest_result(task)
         if compiled:
             # Parameters stay inputs of the compiled code: it sees what masks write to them.
             self.model.forward = torch.compile(self.model.forward)
