@@ -47,7 +47,12 @@ class AblationRunner:
     ) -> None:
         self.task, self.device, self.precision, self.compiled = task, device, precision, compiled
         self.lengths: dict[str, np.ndarray] = {}
-        self._private = PrivateModel(task, gated, device, precision, fold, compiled)
+        try:
+            self._private = PrivateModel(task, gated, device, precision, fold, compiled)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            raise _too_large(device, error) from error
         rule = default_batch_size(task, device, self._private.largest)
         self.batch_size = min(batch_size or rule, len(task))
         self._model = self._private.model
