@@ -1,15 +1,17 @@
 import copy
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from coar import outputs
 from coar.errors import SettingError, TaskError
-from coar.task import Task, resolve_device
+from coar.task import Task, require_runnable, resolve_device
 from tests.cases import make_task
 from tests.refused import refused
 
@@ -54,6 +56,45 @@ class TestModel:
     def test_is_kept_as_it_is(self):
         model = nn.Linear(2, 2).eval()
         assert small_task(model).model is model
+
+
+class TestRunnable:
+    """What no engine can run is refused when the task is made, not by a row."""
+
+    def test_a_model_without_weights_is_refused(self):
+        with torch.device("meta"):
+            model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)).eval()
+        with refused(TaskError, "has no weights", "0.weight on the meta device", "load_state_dict"):
+            small_task(model)
+
+    @pytest.mark.parametrize("part", ["1.weight", "1.running_mean"])
+    def test_one_parameter_or_buffer_without_numbers_is_enough(self, part):
+        model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).eval()
+        module, name = model.get_submodule(part[0]), part[2:]
+        tensors = module._parameters if name == "weight" else module._buffers
+        empty = torch.empty(3, device="meta")
+        tensors[name] = nn.Parameter(empty) if name == "weight" else empty
+        with refused(TaskError, "has no weights", f"{part} on the meta device"):
+            small_task(model)
+
+    def test_a_model_on_two_devices_is_refused(self):
+        model = nn.Linear(2, 2).eval()
+        with FakeTensorMode():  # torch's own stand-ins: they know where they would lie
+            model.register_buffer("far", torch.empty(3, device="cuda:1"))
+        with refused(TaskError, "several devices", "cpu, cuda:1", "one device"):
+            small_task(model)
+
+    def test_a_quantised_model_is_refused(self):
+        model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that quantisation moves to another package
+            model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8).eval()
+        with refused(TaskError, "quantised", "floating-point weights", "0 is Linear", "unquantised"):
+            small_task(model)
+
+    def test_a_model_without_parameters_and_one_in_half_precision_run(self):
+        for model in (nn.Identity(), nn.Linear(2, 2).bfloat16(), nn.Linear(2, 2, dtype=torch.complex64)):
+            assert require_runnable(model.eval()) is model
 
 
 class TestDataset:
