@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coar.components import ComponentSet
 from coar.errors import OutputError, TaskError
+from coar.experiments.allocation import keep_freed_memory
 from coar.experiments.examples import Examples, default_batch_size
 from coar.experiments.private_model import PrivateModel
 from coar.experiments.reading import SharedForward, per_example
@@ -45,6 +46,8 @@ class AblationRunner:
         fold: bool = True,
         compiled: bool = False,
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.task, self.device, self.precision, self.compiled = task, device, precision, compiled
         self.lengths: dict[str, np.ndarray] = {}
         try:
