@@ -458,6 +458,18 @@ def test_a_bias_that_is_cloned_on_its_way_is_gated_once(bias, value):
         torch.testing.assert_close(same, alone, **EXACT)
 
 
+def test_a_bias_that_changes_on_its_way_stays_as_it_arrives():
+    """Swin V2 sets the biases of keys to zero."""
+    changed = ClonedBias(lambda bias: bias * torch.tensor([1.0, 0.0, 1.0, 0.0, 2.0]))
+    model, components, x = randomised(changed), one_set(units("linear", 5)), numbers(3, 4)
+    gates = some_gates(3, 5)
+    for fused in (False, True):
+        found = gated(model, components, gates, x, fused=fused)
+        for example in range(3):
+            alone = scaled(model, components, gates[example])(x[example : example + 1])
+            torch.testing.assert_close(found[example : example + 1], alone, **EXACT)
+
+
 def test_a_bias_read_before_a_weight_that_no_layer_reads_is_refused():
     class BiasFirst(nn.Module):
         def __init__(self):

@@ -108,6 +108,21 @@ class TestCompare:
         assert compare_precision(difference(outputs={"plain": plain}), DESIGN, "bfloat16", CPU)["passes"]
         assert not found["passes"]
 
+    def test_a_few_bad_columns_are_too_many(self):
+        """Half the columns and more are fine; one in ten is a small difference of large numbers."""
+
+        def output(model, batch):
+            large = 1e4 * (batch[:, 0] > 1.2).to(batch.dtype)
+            return (model.hidden(batch).sum(dim=1) + large) - large
+
+        experiment = difference(outputs={"x": output})
+        bad = sum(float(x[0]) > 1.2 for x in experiment.task.dataset)
+        assert 1 <= bad <= 4
+        found = compare_precision(experiment, DESIGN, "bfloat16", CPU)
+        assert found["median"] > 0.999
+        assert found["percentile_5"] < 0.99
+        assert not found["passes"]
+
     def test_the_mean_of_a_column_does_not_help(self):
         """With their mean, two nearly constant columns would look alike."""
         found = compare_precision(difference(), DESIGN, "bfloat16", CPU)
@@ -145,10 +160,15 @@ class TestCompare:
         assert not found["passes"]
 
     def test_numbers_that_overflow_are_wrong_and_warn_nobody(self):
-        """Above 65504 there is nothing in float16."""
-        found = compare_precision(difference(1e5), DESIGN, "float16", CPU)
-        assert found["median"] == found["percentile_5"] == -1.0
-        assert not found["passes"]
+        """Above 65504 there is nothing in float16: infinity, or the difference of two infinities."""
+
+        def large(model, batch):
+            return model.hidden(batch).sum(dim=1) * 1e5 + 1e6
+
+        for experiment in (difference(1e5), difference(outputs={"large": large})):
+            found = compare_precision(experiment, DESIGN, "float16", CPU)
+            assert found["median"] == found["percentile_5"] == -1.0
+            assert not found["passes"]
 
 
 class Recording:

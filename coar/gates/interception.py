@@ -108,8 +108,6 @@ class Interception(TorchFunctionMode):
 
 
 def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a function writes into a tensor that it is given: `mul_`, `__imul__`, `out=`."""
+    """Whether a function writes into a tensor that it is given: `mul_` (also as `*=`), or `out=`."""
     name = getattr(func, "__name__", "")
-    special = name.startswith("__")
-    written = name.startswith("__i") and name not in ("__index__", "__int__", "__invert__")
-    return kwargs.get("out") is not None or (written if special else name.endswith("_"))
+    return kwargs.get("out") is not None or (name.endswith("_") and not name.endswith("__"))
