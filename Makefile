@@ -6,8 +6,8 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-# Those with claims; report and docs are what they share.
-BENCHMARKS ?= $(filter-out report docs,$(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))))
+# Those with claims; report, docs and published are what they share.
+BENCHMARKS ?= $(filter-out report docs published,$(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))))
 
 VENV := .venv
 # `python -m tool` and not .venv/bin/tool: works in a checkout that was moved, too.

@@ -4,8 +4,8 @@ python -m benchmarks.ablation [--small] [--json PATH]
 
 The limit is the bare forward pass, no masks, no outputs kept, in the fastest setting found here: layout,
 batch size, BatchNorm folded (by torch.fx), torch.compile; memory that one pass frees is kept for the next
-in all of them, see coar/experiments/allocation.py. The peer is the procedure of the COAR paper's
-code: a deep copy for each mask, a python loop over the ablated indices, the loader read again.
+in all of them, see coar/experiments/allocation.py. The peer is the procedure of the COAR paper's code, see
+benchmarks/published.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
-from torch.utils.data import DataLoader, TensorDataset
 
 import coar
+from benchmarks.published import Images, PublishedProcedure
 from benchmarks.report import Report, main, median_seconds, ratio
 from coar.experiments.allocation import keep_freed_memory
 from coar.experiments.examples import Examples
@@ -38,7 +38,7 @@ LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.cha
 def run(report: Report) -> None:
     """All measurements."""
     torch.manual_seed(0)
-    keep_freed_memory()  # for the limit and the peer as for ours
+    keep_freed_memory()  # for the limit as for ours
     images = 100 if report.small else 500
     repeats = 3 if report.small else 15
     cifar = make_task(resnet20(), images, 32)
@@ -62,9 +62,10 @@ def run(report: Report) -> None:
 
 def make_task(model: nn.Module, images: int, size: int) -> coar.Task:
     """Random weights, random images: for speed, what they show does not matter."""
-    pixels = torch.randn(images, 3, size, size)
-    labels = torch.randint(0, 10, (images,))
-    return coar.Task(model.eval(), TensorDataset(pixels, labels), outputs={"margin": margin}, device="cpu")
+    generator = np.random.Generator(np.random.Philox(0))
+    pixels = generator.integers(0, 256, (images, size, size, 3), dtype=np.uint8)
+    labels = generator.integers(0, 10, images)
+    return coar.Task(model.eval(), Images(pixels, labels), outputs={"margin": margin}, device="cpu")
 
 
 def rows_on(
@@ -81,15 +82,17 @@ def rows_on(
     best = min(found, key=found.__getitem__)
     best_eager = min((name for name in found if "compiled" not in name), key=found.__getitem__)
     masks = coar.Bernoulli(ablation_fraction=FRACTION).masks(range(50), len(coar.find_components(task.model)))
+    published, turn = PublishedProcedure(task.model, task.dataset, device), iter(np.tile(masks, (100, 1)))
     actions: dict[str, Callable[[], object]] = {
         "limit": settings[best],
         "limit without torch.compile": settings[best_eager],
         "ours": our_row(task, device, masks),
-        "published procedure": published_row(task, device, masks),
+        "published procedure": lambda: published(next(turn)),
     }
     if not report.small:
         actions["ours, compiled"] = our_row(task, device, masks, compiled=True)
     times = median_seconds(actions, repeats)
+    published.close()
     limit = times["limit"]
     rows = [
         {"what": name, "seconds": statistics.median(values), "of the limit": ratio(values, limit)}
@@ -118,7 +121,7 @@ def bare_settings(
     task: coar.Task, device: torch.device, precision: str, compiled: bool
 ) -> dict[str, Callable[[], object]]:
     """The forward pass alone, examples on the device, in every setting tried."""
-    images = task.dataset.tensors[0].to(device, DTYPES[precision])
+    images = task.batch(range(len(task)))[0].to(device, DTYPES[precision])
     found = {}
     for layout, memory_format in LAYOUTS.items():
         model = fuse(copy.deepcopy(task.model)).to(device, DTYPES[precision]).requires_grad_(False)
@@ -142,39 +145,6 @@ def _bare(model: nn.Module, batches: tuple[Tensor, ...], device: torch.device) -
             torch.cuda.synchronize()
 
     return forward
-
-
-def published_row(task: coar.Task, device: torch.device, masks: np.ndarray) -> Callable[[], object]:
-    """The procedure of the published scripts, in our words; batches of 500 as there."""
-    model = task.model
-    sizes = {f"{name}.weight": len(m.weight) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    loader = DataLoader(task.dataset, batch_size=500, shuffle=False)
-    turn = iter(np.tile(masks, (100, 1)))
-
-    def row() -> Tensor:
-        masked = copy.deepcopy(model).cpu().eval()
-        removed: dict[str, list[int]] = {}
-        for index in (~next(turn)).nonzero()[0]:
-            name, position = _locate(int(index), sizes)
-            removed.setdefault(name, []).append(position)
-        with torch.no_grad():
-            parameters = dict(masked.named_parameters())
-            for name, positions in removed.items():
-                parameters[name][positions] = 0
-        masked = masked.to(device)
-        with torch.no_grad():
-            return torch.cat([margin(masked, [part.to(device) for part in batch]).cpu() for batch in loader])
-
-    return row
-
-
-def _locate(index: int, sizes: dict[str, int]) -> tuple[str, int]:
-    """Parameter and position of a flat index, by a scan over the layers."""
-    for name, size in sizes.items():
-        if index < size:
-            return name, index
-        index -= size
-    raise IndexError
 
 
 def passes(report: Report, task: coar.Task, device: torch.device, repeats: int) -> None:
