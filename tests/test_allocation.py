@@ -10,7 +10,7 @@ PROBE = """if True:
     def faults():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(5):
-            blocks = [torch.ones(2**20) for _ in range(8)]  # 4 MiB each, freed together
+            blocks = [torch.ones(2**21 * (1 + i % 3)) for i in range(12)]  # 8 to 24 MiB, freed together
             del blocks
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     faults()
@@ -27,11 +27,13 @@ def probe(**environment):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
-def test_freed_blocks_are_not_faulted_in_again_unless_switched_off():
-    switched_off, faults_before = probe(COAR_KEEP_MEMORY="0")
-    assert not switched_off
+def test_freed_blocks_are_not_faulted_in_again():
     kept, faults = probe()
     if not kept:
         pytest.skip("another C library than glibc")
-    assert faults < 1_000  # of 40 blocks of 1,024 pages of 4 kB
-    assert faults < 0.2 * faults_before
+    assert faults < 1_000  # of 60 blocks of 2,048 to 6,144 pages; without it mostly above 80,000
+
+
+@pytest.mark.slow
+def test_it_can_be_switched_off():
+    assert probe(COAR_KEEP_MEMORY="0")[0] is False
