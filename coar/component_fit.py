@@ -52,13 +52,30 @@ def _place(parameter: nn.Parameter | None) -> int:
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Names of the parameters at each address: several where modules share storage."""
-    owners: dict[int, list[str]] = {}
+    """Names of the parameters that share memory with the one at each address."""
+    spans = []
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(_place(parameter), []).append(f"{name}.{key}")
+            if parameter is not None and not nn.parameter.is_lazy(parameter):
+                start = _place(parameter)
+                spans.append((start, start + _extent(parameter), f"{name}.{key}"))
+    owners: dict[int, list[str]] = {}
+    cluster: list[tuple[int, int, str]] = []
+    for span in [*sorted(spans), (2**63, 2**63, "")]:
+        if cluster and span[0] >= max(stop for _, stop, _ in cluster):
+            names = [name for _, _, name in cluster]
+            owners.update((start, names) for start, _, _ in cluster)
+            cluster = []
+        cluster.append(span)
     return owners
+
+
+def _extent(parameter: Tensor) -> int:
+    """Bytes from the first number of a tensor to its last."""
+    if not parameter.data_ptr() or not parameter.numel():
+        return 1
+    last = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
+    return (last + 1) * parameter.element_size()
 
 
 def _shared(group: ComponentGroup, key: str | None, owners: list[str]) -> ComponentError:
@@ -124,6 +141,19 @@ def _require_group_fits(group: ComponentGroup, module: nn.Module | None) -> None
             todo="call find_components on this very model",
         )
     _require_side(group, module)
+    if group.side == "output" and group.bias is None and group.parameter == "weight":
+        _require_no_hidden_bias(group, module)
+
+
+def _require_no_hidden_bias(group: ComponentGroup, module: nn.Module | None) -> None:
+    """A bias that is computed, or a buffer, would stay when it should go."""
+    if isinstance(getattr(module, "bias", None), Tensor):
+        raise ComponentError(
+            f"{group.module} has a bias that is not a parameter of its own",
+            expected="a parameter, or no bias",
+            got="a buffer or a parametrisation",
+            todo="remove parametrisations first (torch.nn.utils.parametrize.remove_parametrizations)",
+        )
 
 
 def _require_side(group: ComponentGroup, module: nn.Module | None) -> None:

@@ -155,10 +155,10 @@ class ComponentSet:
         return [group.to_json() for group in self.groups]
 
     @classmethod
-    def from_json(cls, value: Any, where: str) -> ComponentSet:
+    def from_json(cls, value: Any, where: str, overlap: bool = False) -> ComponentSet:
         """Rebuild a set written by `to_json`; `where` names the file in errors."""
         try:
-            return cls(ComponentGroup(**group) for group in value)
+            return cls((ComponentGroup(**group) for group in value), overlap=overlap)
         except TypeError as error:
             raise SpecError(f"{where}: component groups are damaged", got=str(error)) from None
 

@@ -223,7 +223,7 @@ def build_experiment(
     task = build_task(Recipe(part.task.factory, part.task.args), weights, allow_import)
     chosen = part.components
     if chosen.groups is not None:
-        components = ComponentSet.from_json(chosen.groups, "spec")
+        components = ComponentSet.from_json(chosen.groups, "spec", bool(chosen.overlap))
     else:
         components = find_components(
             task.model,

@@ -122,6 +122,7 @@ class Task:
 
 def require_runnable(model: nn.Module) -> nn.Module:
     """The model itself; `TaskError` if it has no weights yet, lies on several devices or is quantised."""
+    require_not_compiled(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     devices = sorted({str(tensor.device) for tensor in tensors.values()})
     if "meta" in devices:
@@ -147,6 +148,20 @@ def require_runnable(model: nn.Module) -> nn.Module:
             got=f"{quantised[0] or 'the model'} is {type(model.get_submodule(quantised[0])).__qualname__}",
             todo="load the model unquantised",
         )
+    return model
+
+
+def require_not_compiled(model: nn.Module) -> nn.Module:
+    """The model itself; `TaskError` if torch.compile was applied to it: a copy would run the original."""
+    for name, module in model.named_modules():
+        compiled = type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None)
+        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            raise TaskError(
+                "the model is compiled",
+                expected="the model before torch.compile",
+                got=f"{name or 'the model itself'} is compiled",
+                todo='pass the plain model; studies compile it themselves: "execution": {"compiled": true}',
+            )
     return model
 
 

@@ -61,15 +61,27 @@ class Worker:
         """
         rows = np.arange(item.start, item.stop)
         masks = self.job.design.masks(rows, self.job.num_components)
-        kept, outputs = [], []
+        record = self.runner.record()
+        outputs, failed = self._rows(rows, masks)
+        if self.runner.record() != record:  # memory ran out on the way: one record, one batch size
+            outputs, failed = self._rows(rows, masks)
+        for row, error in failed.items():
+            self.job.store.fail(row, error)
+        kept = np.array([row not in failed for row in rows], dtype=bool)
+        self.job.store.write(item, self._shard(rows[kept], masks[kept], outputs))
+        return len(failed)
+
+    def _rows(
+        self, rows: np.ndarray, masks: np.ndarray
+    ) -> tuple[list[dict[str, np.ndarray]], dict[int, RowError]]:
+        """Outputs of the rows that can be stored, and errors of the others by row."""
+        outputs, failed = [], {}
         for row, mask in zip(rows, masks, strict=True):
             try:
                 outputs.append(self._row(int(row), mask))
-                kept.append(row - item.start)
             except RowError as error:
-                self.job.store.fail(int(row), error)
-        self.job.store.write(item, self._shard(rows[kept], masks[kept], outputs))
-        return len(rows) - len(kept)
+                failed[int(row)] = error
+        return outputs, failed
 
     def _row(self, row: int, mask: np.ndarray) -> dict[str, np.ndarray]:
         values = {name: array[0] for name, array in self.runner(mask[None]).items()}

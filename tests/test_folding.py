@@ -613,7 +613,8 @@ class TestTheRunner:
                 return self.head(hidden) * scale
 
         experiment = experiment_of(randomised(Reads()))
-        runner = experiment.prepare(CPU)
+        with pytest.warns(UserWarning, match="nothing reads .* net.second"):
+            runner = experiment.prepare(CPU)
         masks = np.ones((1, len(experiment.components)), dtype=bool)
         expected = naive.outputs_of(experiment.task, experiment.task.model)["margin"]
         np.testing.assert_allclose(runner(masks)["margin"][0], expected, rtol=1e-4, atol=1e-5)

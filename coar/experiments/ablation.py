@@ -12,12 +12,11 @@ import torch
 from coar.axes import Axis
 from coar.components import ComponentSet
 from coar.errors import SettingError, TaskError
-from coar.experiments.examples import default_batch_size, move
-from coar.experiments.private_model import DTYPES, private_copy
+from coar.experiments.private_model import DTYPES, private_means
 from coar.experiments.runner import AblationRunner
 from coar.files import digest_json
 from coar.fingerprints import model_fingerprint
-from coar.gates import Bias, Means, Value, check_convention, measure_means
+from coar.gates import Bias, Means, Value, check_convention
 from coar.task import Task, require_eval
 
 
@@ -67,10 +66,7 @@ class ComponentAblation:
         """Mean of each component's entries, measured in float32 where `value="mean"`; else None."""
         if self.value != "mean":
             return None
-        model = private_copy(self.task.model, self.device, torch.float32)
-        size = default_batch_size(self.task, self.device)
-        batches = (move(batch, self.device) for _, batch in self.task.batches(size))
-        return measure_means(model, self.component_set, batches, next(iter(self.task.outputs.values())))
+        return private_means(self.task, self.component_set, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -112,10 +108,14 @@ class ComponentAblation:
         return {
             "name": "component_ablation",
             "task": task,
-            "components": self.component_set.selection or {"groups": self.component_set.to_json()},
+            "components": self.component_set.selection or self._by_hand(),
             "bias": self.bias,
             "value": self.value,
         }
+
+    def _by_hand(self) -> dict[str, Any]:
+        overlap = {"overlap": True} if self.component_set.overlap else {}
+        return {"groups": self.component_set.to_json()} | overlap
 
     def require_unchanged(self) -> None:
         """Raise `TaskError` if task.model is in train mode or no longer the one that was measured."""

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from coar.components import ComponentSet
 from coar.errors import TaskError
-from coar.experiments.examples import LargestResult, move
+from coar.experiments.examples import LargestResult, default_batch_size, move
+from coar.experiments.memory import halving
 from coar.experiments.reading import per_example
-from coar.gates import Bias, Means, Value, fold_batch_norm, make_sites
+from coar.gates import Bias, Means, Value, fold_batch_norm, make_sites, measure_means, require_reached
 from coar.task import Task
 
 DTYPES = {
@@ -22,6 +23,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+FOLDING_EXAMPLES = 16
 FOLDING_TOLERANCE = 1e-3  # of the largest output; folding is exact, so more means that it was not folding
 
 
@@ -65,6 +67,9 @@ class PrivateModel:
                 self.model = self._copied(task.model, self.dtype)
                 self.sites = make_sites(self.model, *gated)
             self.largest = self._largest_result(task)
+            batch = move(task.batch([0]), self.device, self.dtype, self.channels_last)
+            runs = [partial(function, self.model, batch) for function in task.outputs.values()]
+            require_reached(task.model, self.sites, gated[1:3], runs)
         if compiled:
             # Parameters stay inputs of the compiled code: it sees what masks write to them.
             self.model.forward = torch.compile(self.model.forward)
@@ -74,8 +79,9 @@ class PrivateModel:
         exact = torch.promote_types(self.dtype, torch.float32)
         model = self._copied(task.model, exact)
         sites = make_sites(model, *gated)
-        count = min(2, len(task))
-        batch = move(task.batch(range(count)), self.device, exact, self.channels_last)
+        count = min(FOLDING_EXAMPLES, len(task))
+        spread = [i * len(task) // count for i in range(count)]  # over the whole data set
+        batch = move(task.batch(spread), self.device, exact, self.channels_last)
         runs = {name: partial(function, model, batch) for name, function in task.outputs.items()}
         with torch.no_grad():
             before = {name: per_example(run(), count, name)[0] for name, run in runs.items()}
@@ -90,9 +96,7 @@ class PrivateModel:
 
     def _largest_result(self, task: Task) -> int:
         batch = move(task.batch([0]), self.device, self.dtype, self.channels_last)
-        with torch.no_grad(), LargestResult() as found:
-            next(iter(task.outputs.values()))(self.model, batch)
-        return found.bytes
+        return largest_result(task, self.model, batch)
 
     def _copied(self, model: nn.Module, dtype: torch.dtype) -> nn.Module:
         copied = private_copy(model, self.device, dtype)
@@ -102,6 +106,26 @@ class PrivateModel:
 def _close(before: Tensor, after: Tensor) -> bool:
     scale = float(before.abs().max()) + 1e-6
     return before.shape == after.shape and float((before - after).abs().max()) <= FOLDING_TOLERANCE * scale
+
+
+def largest_result(task: Task, model: nn.Module, batch: Any) -> int:
+    """Bytes of the largest tensor in the forward pass of a batch."""
+    with torch.no_grad(), LargestResult() as found:
+        next(iter(task.outputs.values()))(model, batch)
+    return found.bytes
+
+
+def private_means(task: Task, components: ComponentSet, device: torch.device) -> Means:
+    """Means of a task's components over its examples, in float32; see `coar.gates.means`."""
+    model = private_copy(task.model, device, torch.float32)
+    largest = largest_result(task, model, move(task.batch([0]), device))
+    functions = list(task.outputs.values())
+
+    def measured(size: int) -> Means:
+        batches = (move(batch, device) for _, batch in task.batches(size))
+        return measure_means(model, components, batches, lambda m, batch: [f(m, batch) for f in functions])
+
+    return halving(measured, default_batch_size(task, device, largest), device)
 
 
 def private_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

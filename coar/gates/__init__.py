@@ -14,6 +14,7 @@ from coar.gates.activations import GatedActivations
 from coar.gates.convention import Bias, Means, Value, check_convention
 from coar.gates.folding import fold_batch_norm
 from coar.gates.means import measure_means, pick_means
+from coar.gates.reach import require_agreement, require_reached
 from coar.gates.scaled_weights import ScaledWeights, ablated_copy
 from coar.gates.sites import Site, make_sites
 
@@ -30,4 +31,6 @@ __all__ = [
     "make_sites",
     "measure_means",
     "pick_means",
+    "require_agreement",
+    "require_reached",
 ]

@@ -21,6 +21,7 @@ from coar.gates.gate_function import gate, gate_over_bias
 from coar.gates.interception import Interception
 from coar.gates.layers import NO_BIAS_ALONE, Layer, broadcastable, by_example, call
 from coar.gates.sites import Gate, Site, make_sites
+from coar.task import require_not_compiled
 
 
 class GatedActivations:
@@ -56,7 +57,7 @@ class GatedActivations:
         sites: Sequence[Site] | None = None,
         fused: bool = False,
     ) -> None:
-        self.model = model
+        self.model = require_not_compiled(model)
         if sites is None:
             sites = make_sites(model, components, bias, value, means, biases=False)
         self.sites = list(sites)
@@ -88,6 +89,7 @@ class _Gating(Interception):
         # One split, so that going back the gradients of all groups are joined once.
         parts = gates.split(gated.counts, dim=-1)
         self._own = dict(zip(gated.starts, parts, strict=True))
+        self._with_gradients = gates.requires_grad and torch.is_grad_enabled()
         self._left: set[int] = set()  # ids of sites whose bias was read alone and left as it is
 
     def on_input(self, site: Site, x: Tensor, channels: int) -> Tensor:
@@ -98,10 +100,15 @@ class _Gating(Interception):
     def on_output(self, site: Site, y: Tensor, channels: int, bias: Tensor | None) -> Tensor:
         for entry in site.outputs:
             # The bias that stays is the one just added: some layers change it on the way.
-            stays = entry.keeps_bias and bias is not None and bias.numel() == y.shape[channels]
-            rest = bias.reshape(-1)[entry.entries] if stays and bias is not None else entry.rest
-            y = self._gated(y, entry, channels, site, rest)
+            y = self._gated(y, entry, channels, site, self._rest(entry, y.shape[channels], bias))
         return y
+
+    def _rest(self, entry: Gate, size: int, bias: Tensor | None) -> Tensor:
+        if not entry.keeps_bias:
+            return entry.rest
+        if bias is None:  # whoever called without one adds it later, if at all
+            return torch.zeros_like(entry.rest)
+        return bias.reshape(-1)[entry.entries] if bias.numel() == size else entry.rest
 
     def run_layer(self, func: Callable[..., Any], layer: Layer, site: Site, arguments: Any) -> Tensor:
         bias = arguments.get(layer.bias)
@@ -147,6 +154,9 @@ class _Gating(Interception):
         return gate(by_example(y, gates), gates, _like(rest, gates, channels)).reshape(y.shape)
 
     def _broadcastable(self, entry: Gate, y: Tensor, channels: int, site: Site) -> Tensor:
+        if self._with_gradients and not torch.is_grad_enabled():
+            expected = "gradients on where the gates are"
+            raise _not_reached("gradients", site, f"{expected}: no reentrant checkpoint, no custom Function")
         own = self._own[entry.flat.start]
         own = own if entry.group.width == 1 else own.repeat_interleave(entry.group.width, dim=-1)
         if own.ndim == 2 and len(y) % len(own):

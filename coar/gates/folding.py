@@ -76,9 +76,7 @@ def _move_gates(sites: Sequence[Site], conv: nn.Module, norm: nn.Module, moved: 
     for site in own:
         site.bias = "bias"
         for gate in site.outputs:
-            if gate.keeps_bias:
-                gate.rest = bias.detach()[gate.entries].clone()
-            else:
+            if not gate.keeps_bias:  # one that keeps its bias takes whatever the layer adds
                 scaled = gate.rest.double() * moved.scale[gate.entries] + moved.shift[gate.entries]
                 gate.rest = scaled.to(bias.dtype)
     for site in other:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from coar.errors import ComponentError
 from coar.gates.attention import attention, bind_attention
 from coar.gates.layers import LAYERS, Layer, bound, call, tensors_in
 from coar.gates.sites import Site
@@ -19,7 +20,6 @@ class Interception(TorchFunctionMode):
     """Context manager; subclasses say what happens to inputs and outputs of the sites' layers.
 
     Attributes:
-        seen: ids of the sites whose parameter was read.
         third: which third of what a layer emits is used: queries, keys or values; None for all of it.
     """
 
@@ -28,7 +28,6 @@ class Interception(TorchFunctionMode):
         self._sites = {id(site.module._parameters[site.parameter]): site for site in sites}
         with_bias = [site for site in sites if site.bias_now() is not None]
         self._biases = {id(site.module._parameters[str(site.bias)]): site for site in with_bias}
-        self.seen: set[int] = set()
         self.third: int | None = None
         self._plain: set[int] = set()  # ids of sites whose weight was read by no known layer
 
@@ -63,7 +62,6 @@ class Interception(TorchFunctionMode):
             arguments = bound(func, args, kwargs)
             site = self._sites.get(id(arguments.get(layer.weight)))
             if site is not None:
-                self.seen.add(id(site))
                 return self.run_layer(func, layer, site, arguments)
         if func is functional.multi_head_attention_forward:
             arguments = bind_attention(args, kwargs)
@@ -78,7 +76,7 @@ class Interception(TorchFunctionMode):
             if not tensors_in(result):  # asking for a shape is no reading
                 return result
         elif self._is_known(args[0]):
-            return func(*args, **kwargs)
+            raise _written(self._sites.get(id(args[0])) or self._biases[id(args[0])], func)
         self._plain |= {id(self._sites[id(value)]) for value in known if id(value) in self._sites}
         return func(*self._replaced(list(args)), **self._replaced(kwargs))
 
@@ -103,11 +101,22 @@ class Interception(TorchFunctionMode):
         if not self._is_known(value):
             return value
         site = self._sites.get(id(value)) or self._biases[id(value)]
-        self.seen.add(id(site))
         return self.on_parameter(site, value)
 
 
 def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     """Whether a function writes into a tensor that it is given: `mul_` (also as `*=`), or `out=`."""
     name = getattr(func, "__name__", "")
-    return kwargs.get("out") is not None or (name.endswith("_") and not name.endswith("__"))
+    in_place = name == "__set__" or (name.endswith("_") and not name.endswith("__"))
+    return kwargs.get("out") is not None or in_place
+
+
+def _written(site: Site, func: Callable[..., Any]) -> ComponentError:
+    """Under gates a module would keep the gated numbers for good: `self.fc = self.fc.to(dtype)`."""
+    group = site.gates[0].group
+    return ComponentError(
+        f"the forward pass writes into {group.module}.{group.parameter} or its bias",
+        expected="parameters that a forward pass only reads",
+        got=f"{type(site.module).__name__}, changed by {getattr(func, '__name__', func)}",
+        todo=f"exclude=[{group.module!r}], or use masks",
+    )

@@ -41,8 +41,7 @@ def measure_means(
     watch = _Watch(sites)
     with torch.no_grad():
         for batch in batches:
-            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            watch.mask = mask if isinstance(mask, Tensor) else None
+            watch.mask = _attention_mask(model, batch)
             with watch:
                 run(model, batch)
     missing = [
@@ -59,6 +58,24 @@ def measure_means(
             todo="exclude them, or use value=0.0",
         )
     return {name: (total / watch.counts[name]).cpu().numpy() for name, total in watch.sums.items()}
+
+
+def _attention_mask(model: nn.Module, batch: Any) -> Tensor | None:
+    """The batch's own mask, wherever in it, if it hides anything."""
+    if isinstance(batch, Mapping):
+        mask = batch.get("attention_mask")
+        if not isinstance(mask, Tensor) or bool(mask.all()):
+            return None
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise ComponentError(
+                "means with padding: which positions of an encoder-decoder model a mask hides is not known",
+                expected="batches without padding",
+                got="an attention_mask that hides positions",
+                todo="batch examples of equal length, or use a number as value",
+            )
+        return mask
+    entries = batch if isinstance(batch, list | tuple) else []
+    return next((m for entry in entries if (m := _attention_mask(model, entry)) is not None), None)
 
 
 class _Watch(Interception):

@@ -41,7 +41,7 @@ class ScaledWeights:
     ):
         if sites is None:
             sites = make_sites(model, components, bias, value, means)
-        self.model = model.requires_grad_(False)
+        self.model = model  # flags stay: torch chooses kernels by them
         self._sites = [_ScaledSite(site) for site in sites]
         self._current = np.ones(len(components), dtype=np.float64)
 
@@ -98,8 +98,5 @@ def ablated_copy(
         means: likewise.
     """
     edited = copy.deepcopy(model)
-    flags = {name: parameter.requires_grad for name, parameter in edited.named_parameters()}
     ScaledWeights(edited, components, bias, value, means).set(keep)
-    for name, parameter in edited.named_parameters():
-        parameter.requires_grad_(flags.get(name, False))
     return edited

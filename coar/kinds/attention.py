@@ -63,6 +63,11 @@ def attention_heads(name: str, module: nn.Module) -> list[ComponentGroup]:
     return [input_entries(name, HEAD, join(name, path), layer, heads, size // heads, scope=(name,))]
 
 
+@component_rule(HEAD, "transformers.models.diffllama.*Attention")
+def _differential(name: str, module: nn.Module) -> list[ComponentGroup]:
+    raise _refusal(name, module, "as many heads as are joined", "half as many, each twice as wide")
+
+
 @component_rule(HEAD, "timm.models.nest.Attention")
 def _interleaved(name: str, module: nn.Module) -> list[ComponentGroup]:
     raise _refusal(name, module, "heads joined one after the other", "the first entry of each head first")

@@ -254,6 +254,10 @@ def replaced(model: nn.Module, group: ComponentGroup, number: int, bias: Bias, v
     entries = _entries(group, number)
     constant = 0.0 if value in ("zero", "mean") else float(value)
     biases = module._parameters.get(group.bias or group.parameter.replace("weight", "bias"))
+    if constant and biases is None:
+        name = group.bias or group.parameter.replace("weight", "bias")
+        biases = nn.Parameter(parameter.new_zeros(_outputs(parameter, group)))
+        module._parameters[name] = biases
     with torch.no_grad():
         if group.side == "input" and constant and biases is not None:
             for entry in entries:
@@ -264,6 +268,12 @@ def replaced(model: nn.Module, group: ComponentGroup, number: int, bias: Bias, v
         if group.side == "output" and biases is not None and with_bias:
             biases[list(entries)] = constant
     return rebuilt
+
+
+def _outputs(parameter: Tensor, group: ComponentGroup) -> int:
+    """How many units the layer has."""
+    dimension = group.dimension if group.side == "output" else 1 - group.dimension
+    return parameter.shape[dimension] * group.blocks
 
 
 def _entries(group: ComponentGroup, number: int) -> range:
@@ -282,7 +292,9 @@ def _entry(parameter: Tensor, group: ComponentGroup, entry: int) -> Tensor:
 
 def _stray(gated: nn.Module, model: nn.Module, group: ComponentGroup, number: int) -> list[str]:
     """Names of parameters and buffers that differ outside of one component and its bias."""
-    own = {f"{group.module}.{group.parameter}".lstrip(".")}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    gated_one = parameters[f"{group.module}.{group.parameter}".lstrip(".")]
+    own = {name for name, parameter in parameters.items() if parameter is gated_one}
     other = dict(gated.state_dict())
     found = []
     for name, expected in model.state_dict().items():

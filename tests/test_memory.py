@@ -5,7 +5,7 @@ import pytest
 
 PROBE = """if True:
     import resource, torch
-    from coar.experiments.allocation import keep_freed_memory
+    from coar.experiments.memory import keep_freed_memory
     print(keep_freed_memory())
     def faults():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
