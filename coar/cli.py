@@ -223,8 +223,9 @@ def evaluate(
 @app.command()
 def edit(
     directory: Directory,
-    target: Annotated[list[str], typer.Option(help="column to change, by name (repeatable)")],
     save_to: Annotated[Path, typer.Option(help="JSON file to write")],
+    target: Annotated[list[str] | None, typer.Option(help="column to change, by name (repeatable)")] = None,
+    misread: Annotated[bool, typer.Option("--misread", help="the closest mistake that can be fixed")] = False,
     direction: Annotated[Direction, typer.Option(help="of the targets' outputs")] = Direction.RAISE,
     max_accuracy_drop: Annotated[float, typer.Option(help="on held-out examples")] = 0.01,
     name: Name = "ridge",
@@ -232,22 +233,22 @@ def edit(
 ) -> None:
     """Ablate the components that hold targets back.
 
-    Example: coar edit runs/digits --target 492 --save-to fix.json
+    Example: coar edit runs/digits --misread --save-to fix.json
     """
     from coar.attributions import Attributions
-    from coar.quick_edit import edit_examples
+    from coar.quick_edit import edit_examples, first_fixed
     from coar.study import Study
 
     study = Study.open(directory, allow_import=allow_import)
     attributions = Attributions.load(study.attributions_path(name))
-    found = edit_examples(
-        study.experiment,
-        attributions,
-        target,
-        direction.value,
-        max_accuracy_drop=max_accuracy_drop,
-        progress=True,
-    )
+    if misread == bool(target):
+        raise typer.BadParameter("name a --target, or ask for --misread")
+    if target:
+        options: dict[str, Any] = {"max_accuracy_drop": max_accuracy_drop, "progress": True}
+        found = edit_examples(study.experiment, attributions, target, direction.value, **options)
+    else:
+        found = first_fixed(study.experiment, attributions, max_accuracy_drop=max_accuracy_drop)
+        typer.echo(f"column {found.edit.provenance['targets'][0]} is misread; ", nl=False)
     found.edit.save(save_to)
     typer.echo(f"{found.summary()}\nwritten to {save_to}")
 

@@ -9,19 +9,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from coar.attributions import Attributions
 from coar.baselines import gradient_x_parameter, leave_one_out
 from coar.designs import Bernoulli
 from coar.discovery import find_components
-from coar.errors import EditError
 from coar.evaluation import Evaluation, evaluate
 from coar.executors.processes import Processes
 from coar.experiments.ablation import ComponentAblation
 from coar.plan import duration
 from coar.progress import progress_bar
-from coar.quick_edit import EditResult, edit_examples
+from coar.quick_edit import EditResult, edit_misread
 from coar.regression import fit
 from coar.report import figures
 from coar.study import Study
@@ -110,24 +107,20 @@ def _fix_errors(
     study: Study, experiment: ComponentAblation, attributions: Attributions, say: Say
 ) -> EditResult | None:
     """Try every misread image by itself, the closest mistakes first; return the first one fixed."""
-    margins = study.untouched["margin"]
-    errors = np.flatnonzero(margins <= 0)
+    errors = int((study.untouched["margin"] <= 0).sum())
     lines, fixed = [], None
-    with progress_bar(len(errors), "edits") as bar:
-        for target in errors[np.argsort(-margins[errors])]:
-            line = f"  image {study.columns['margin'].names[target]:<5} margin {margins[target]:+.2f}"
-            try:
-                found = edit_examples(experiment, attributions, [target], max_accuracy_drop=MAX_DROP)
-            except EditError:
-                lines.append(f"{line}: not without losing more accuracy")
+    with progress_bar(errors, "edits") as bar:
+        for target, margin, found in edit_misread(experiment, attributions, max_accuracy_drop=MAX_DROP):
+            line = f"  image {study.columns['margin'].names[target]:<5} margin {margin:+.2f}"
+            if found:
+                after, size = found.targets.after[0], len(found.edit.names)
+                lines.append(f"{line} -> {after:+.2f}, filters ablated: {size}")
             else:
-                lines.append(
-                    f"{line} -> {found.targets.after[0]:+.2f}, filters ablated: {len(found.edit.names)}"
-                )
-                fixed = fixed or found
+                lines.append(f"{line}: not without losing more accuracy")
+            fixed = fixed or found
             bar.update(1)
     say(
-        f"\nFixing the {len(errors)} misread images, each by itself, for at most {MAX_DROP:.0%} of accuracy "
+        f"\nFixing the {errors} misread images, each by itself, for at most {MAX_DROP:.0%} of accuracy "
         f"on the images that choose the size:\n" + "\n".join(lines)
     )
     if fixed:

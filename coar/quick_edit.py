@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,9 +80,7 @@ def edit_examples(
     output = attributions.output
     attributions.components.require_same(experiment.components, "attributions", "experiment")
     chosen = positions_of(attributions.columns, targets, "targets")
-    where = attributions.columns.locate(experiment.columns[output], "attributions", "experiment")
-    everything = np.ones((1, len(experiment.components)), dtype=bool)
-    untouched = experiment.prepare(experiment.device)(everything)[output][0][where]
+    where, untouched = _untouched(experiment, attributions)
     done = untouched[chosen] > 0 if direction == "raise" else untouched[chosen] <= 0
     if done.all():
         raise EditError(
@@ -105,6 +103,53 @@ def edit_examples(
             todo="allow a larger drop, or use attributions from more rows",
         )
     return EditResult(edit, curve, effect, edit.effect(experiment, where[report], output))
+
+
+def edit_misread(
+    experiment: Experiment, attributions: Attributions, *, max_accuracy_drop: float = 0.01
+) -> Iterator[tuple[int, float, EditResult | None]]:
+    """Try to fix every misread example by itself, the closest mistakes first.
+
+    Yields:
+        Position of the column, its output, and the edit: None where no size fixes it within the guard.
+    """
+    _, untouched = _untouched(experiment, attributions)
+    errors = np.flatnonzero(untouched <= 0)
+    for target in errors[np.argsort(-untouched[errors], kind="stable")]:
+        try:
+            found = edit_examples(experiment, attributions, [target], max_accuracy_drop=max_accuracy_drop)
+        except EditError:
+            found = None
+        yield int(target), float(untouched[target]), found
+
+
+def first_fixed(
+    experiment: Experiment, attributions: Attributions, *, max_accuracy_drop: float = 0.01
+) -> EditResult:
+    """The first of `edit_misread` that is fixed.
+
+    Raises:
+        EditError: none is.
+    """
+    tried = 0
+    for _, _, found in edit_misread(experiment, attributions, max_accuracy_drop=max_accuracy_drop):
+        if found:
+            return found
+        tried += 1
+    raise EditError(
+        "no misread example can be fixed by itself within the guard",
+        expected=f"holdout accuracy down by at most {max_accuracy_drop:.2%}",
+        got=f"{tried} examples tried" if tried else "no example is misread",
+        todo="allow a larger drop, or use attributions from more rows",
+    )
+
+
+def _untouched(experiment: Experiment, attributions: Attributions) -> tuple[np.ndarray, np.ndarray]:
+    """Where the attributions' columns are in the experiment, and their outputs without any ablation."""
+    output = attributions.output
+    where = attributions.columns.locate(experiment.columns[output], "attributions", "experiment")
+    everything = np.ones((1, len(experiment.components)), dtype=bool)
+    return where, experiment.prepare(experiment.device)(everything)[output][0][where]
 
 
 def _done(outputs: np.ndarray, direction: Direction) -> int:

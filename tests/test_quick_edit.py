@@ -12,7 +12,7 @@ from coar.errors import AxisError, EditError
 from coar.experiments.ablation import ComponentAblation
 from coar.fingerprints import model_fingerprint
 from coar.outputs import margin
-from coar.quick_edit import NUM_REFERENCES, edit_examples
+from coar.quick_edit import NUM_REFERENCES, edit_examples, edit_misread, first_fixed
 from tests.contributions import make_attributions, make_experiment
 from tests.refused import refused
 
@@ -164,3 +164,32 @@ def test_a_target_that_is_right_already_is_refused_with_its_margin():
     experiment, truth, _ = toy()
     with refused(EditError, "nothing to edit", "below 0", "+"):
         edit_examples(experiment, truth, ["e5"])
+
+
+class TestMisread:
+    """e0 is fixed without component 0; e1 is the closer mistake, and everything holds it back alike."""
+
+    def made(self):
+        contributions = np.random.default_rng(0).uniform(0.1, 0.2, size=(130, 12))
+        contributions[:, 0] /= 100
+        contributions[0] = [-4.0, 1.0, 0.5, *[0.1] * 9]
+        contributions[1] = -0.01
+        experiment = make_experiment(contributions)
+        return experiment, make_attributions(contributions, experiment)
+
+    def test_each_is_tried_the_closest_mistake_first(self):
+        experiment, truth = self.made()
+        found = list(edit_misread(experiment, truth))
+        assert [target for target, _, _ in found] == [1, 0]
+        assert found[0][1] == pytest.approx(-0.12, abs=1e-6)
+        assert found[0][2] is None
+        assert found[1][2].edit.names == ("hidden[0]",)
+
+    def test_the_first_that_can_be_fixed(self):
+        experiment, truth = self.made()
+        assert first_fixed(experiment, truth).edit.provenance["targets"] == ["e0"]
+
+    def test_none(self):
+        experiment, truth, _ = toy(target=(4.0, 1.0, 0.5))
+        with refused(EditError, "no misread example can be fixed", "no example is misread"):
+            first_fixed(experiment, truth)

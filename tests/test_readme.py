@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 def test_the_python_examples_run_as_printed(folder):
     examples = blocks("python")
-    assert len(examples) == 2
+    assert len(examples) == 3
     for number, code in enumerate(examples):
         script = folder / f"example_{number}.py"
         script.write_text(code)
@@ -55,7 +55,7 @@ def test_the_commands_run_as_printed_and_find_the_study_that_python_made(folder)
     assert len(lines) >= 7
     printed = [run(shlex.split(line, comments=True), folder) for line in lines]
     assert "4,000 of 4,000 rows" in "".join(printed)
-    assert (folder / "runs/digits/edits/fix-492.json").exists()
+    assert (folder / "runs/digits/edits/fix-misread.json").exists()
 
 
 def test_every_command_of_make_that_is_named_exists():
