@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -20,21 +21,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from coar.outputs import margin
 
-MEAN, DEVIATION = 0.45, 0.25
-
 
 class Images(Dataset[Any]):
     """Images as data sets keep them: bytes, made into floating-point numbers whenever they are read."""
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        deviation: Sequence[float] = (0.25, 0.25, 0.25),
+    ) -> None:
         self.pixels, self.labels = pixels, labels
+        self.mean, self.deviation = (torch.tensor(values).view(3, 1, 1) for values in (mean, deviation))
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         pixels = torch.from_numpy(self.pixels[index]).permute(2, 0, 1).float().div_(255)
-        return pixels.sub_(MEAN).div_(DEVIATION), int(self.labels[index])
+        return pixels.sub_(self.mean).div_(self.deviation), int(self.labels[index])
 
 
 class PublishedProcedure:
