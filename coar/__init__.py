@@ -14,7 +14,7 @@ from coar.executors.serial import Serial
 from coar.experiments.ablation import ComponentAblation
 from coar.recipes import task_factory
 from coar.regression import Ridge, fit
-from coar.spec import StudySpec
+from coar.spec import ExecutionSpec, StudySpec
 from coar.study import Study
 from coar.task import Task
 
@@ -34,6 +34,7 @@ __all__ = [
     "LeaveOneOut",
     "Study",
     "StudySpec",
+    "ExecutionSpec",
     "Serial",
     "Processes",
     # attributions

@@ -187,7 +187,8 @@ def fit(
     study = Study.open(directory)
     found = fit_rows(study, output=output or None, save_as=name, partial=partial)
     rows = f"{found.provenance['rows']:,} of {study.num_rows:,} rows"
-    typer.echo(f"{found!r}\nfrom {rows}, on which the median R2 is {_median(found.detail('r2')):.3f}")
+    r2 = f"the median R2 is {_median(found.detail('r2')):.3f}"
+    typer.echo(f"{found!r}\nfrom {rows}, on which {r2} (fitted, not held out: see coar evaluate)")
     typer.echo(f"written to {study.attributions_path(name)}")
 
 

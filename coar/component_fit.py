@@ -116,7 +116,10 @@ def _require_scopes_apart(groups: Sequence[ComponentGroup]) -> None:
                     )
 
 
-_SEPARATE = "choose one kind of component per layer, or allow it: find_components(..., overlap=True)"
+_SEPARATE = (
+    "choose one kind per layer (sets of different layers are joined with +), or allow it: "
+    'find_components(..., overlap=True), in a spec "overlap": true'
+)
 
 
 def _require_group_fits(group: ComponentGroup, module: nn.Module | None) -> None:
@@ -158,6 +161,10 @@ def _require_no_hidden_bias(group: ComponentGroup, module: nn.Module | None) -> 
 
 def _require_side(group: ComponentGroup, module: nn.Module | None) -> None:
     """In the layers whose layout is known, rows are outputs and columns inputs."""
+    if group.side not in ("output", "input"):
+        raise ComponentError(
+            f"{group.name}: unknown side", expected="'output' or 'input'", got=repr(group.side)
+        )
     rows = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and group.parameter == "weight"
     if rows and (group.dimension == 0) != (group.side == "output"):
         raise ComponentError(

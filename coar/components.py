@@ -29,6 +29,9 @@ __all__ = ["ComponentGroup", "ComponentSet"]
 class ComponentSet:
     """Ordered groups of components; flat index <-> name <-> slice of a parameter.
 
+    `len` counts components, iteration gives groups, `names` is one name per component, and `+` joins
+    two sets (all heads and some blocks, say).
+
     >>> group = ComponentGroup("conv", "conv_filter", "conv", "weight", dimension=0, count=3)
     >>> components = ComponentSet([group])
     >>> components.names[1], components.index("conv[2]")
@@ -59,6 +62,9 @@ class ComponentSet:
 
     def __iter__(self) -> Iterator[ComponentGroup]:
         return iter(self.groups)
+
+    def __add__(self, other: ComponentSet) -> ComponentSet:
+        return ComponentSet((*self.groups, *other.groups), overlap=self.overlap or other.overlap)
 
     def __repr__(self) -> str:
         return f"ComponentSet({len(self)} components in {len(self.groups)} groups)"
@@ -113,9 +119,10 @@ class ComponentSet:
             mask[index] = False
         return mask
 
-    def pick(self, indices: Iterable[int]) -> ComponentSet:
-        """Some components as a set of their own, one group each: what an edit keeps."""
-        chosen = [_single(*self.locate(int(index))) for index in indices]
+    def pick(self, indices: Iterable[int | str]) -> ComponentSet:
+        """Some components, by index or name, as a set of their own, one group each: what an edit keeps."""
+        numbers = [self.index(index) if isinstance(index, str) else int(index) for index in indices]
+        chosen = [_single(*self.locate(number)) for number in numbers]
         return ComponentSet(chosen, overlap=self.overlap)
 
     def axis(self, model_fingerprint: str, ablation: str) -> Axis:

@@ -6,6 +6,7 @@ by "all neurons" (the final classifier) is left out unless it is named.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import coar.kinds  # noqa: F401  registers the rules
 from coar.components import ComponentGroup, ComponentSet
 from coar.errors import ComponentError, SettingError
 from coar.kinds.heads import output_heads
-from coar.kinds.registry import RULES, class_names, component_rule, rule_for
+from coar.kinds.registry import RULES, apply_rule, class_names, component_rule
 
 __all__ = ["PUBLISHED", "component_rule", "find_components", "kinds"]
 
@@ -73,8 +74,8 @@ def find_components(
             values; where several gates act on one number, all of them count.
 
     Returns:
-        The components in the order of the model's modules. The final classifier and tied output
-        heads are no neurons unless an `include` pattern other than "*" names them.
+        The components, in the order of the modules that the rules are for. The final classifier and
+        tied output heads are no neurons unless an `include` pattern other than "*" names them.
 
     Raises:
         ComponentError: an unknown kind, nothing found, an included module without a rule, components
@@ -84,6 +85,8 @@ def find_components(
     >>> len(find_components(model))
     6
     """
+    if not isinstance(model, nn.Module):
+        raise ComponentError("the model is not a torch model", expected="nn.Module", got=repr(model)[:80])
     chosen = _chosen(kinds, include, exclude, published)
     _require_known(chosen.kinds)
     modules = dict(model.named_modules())
@@ -91,7 +94,7 @@ def find_components(
     groups, left_out, covered = [], [], set()
     for name, module in modules.items():
         for kind in () if _matches(name, chosen.exclude) else chosen.kinds:  # an excluded one cannot fail
-            for group in _selected(_apply_rule(kind, name, module), name, chosen):
+            for group in _selected(apply_rule(kind, name, module), name, chosen):
                 covered |= {name, *_places(group)}
                 if kind == "neuron" and name in heads and not _named(group, name, chosen.include):
                     left_out.append(name)
@@ -135,11 +138,6 @@ def _chosen(
             "unknown published set", expected=f"one of: {', '.join(PUBLISHED)}", got=repr(published)
         )
     return PUBLISHED[published]
-
-
-def _apply_rule(kind: str, name: str, module: nn.Module) -> list[ComponentGroup]:
-    rule = rule_for(kind, module)
-    return rule(name, module) if rule else []
 
 
 def _selected(found: list[ComponentGroup], name: str, chosen: Preset) -> list[ComponentGroup]:
@@ -188,37 +186,58 @@ def _require_found(
     components: ComponentSet, modules: dict[str, nn.Module], chosen: Preset, covered: set[str]
 ) -> None:
     for pattern in (p for p in chosen.include if p != "*"):
-        matching = [name for name in modules if fnmatchcase(name, pattern)]
-        inside = any(fnmatchcase(name, pattern) for name in covered)
-        if not inside:
-            seen = {f"{name} ({type(modules[name]).__name__})" for name in matching}
-            _refuse_nothing(f"include pattern {pattern!r} finds no component", sorted(seen), chosen.kinds)
+        if not any(fnmatchcase(name, pattern) for name in covered):
+            matching = {name: m for name, m in modules.items() if fnmatchcase(name, pattern)}
+            inside = {name: m for name, m in modules.items() if fnmatchcase(name, f"{pattern}.*")}
+            found = any(_count(kind, inside) for kind in chosen.kinds)
+            hint = f"what lies inside has other names: include=[{pattern + '.*'!r}]" if found else None
+            what = f"include pattern {pattern!r} finds no component"
+            _refuse_nothing(what, _described(matching), chosen.kinds, hint or _hint(matching, chosen))
     if not chosen.kinds:
-        _refuse_nothing("no component found: no kinds are asked for", [], kinds())
-    found = {group.kind for group in components}
+        _refuse_nothing("no component found: no kinds are asked for", [], kinds(), _hint({}, chosen))
+    present = {group.kind for group in components}
     for kind in chosen.kinds:
-        if kind not in found:
-            owners = {type(m).__name__ for m in modules.values() if m._parameters}
+        if kind not in present:
+            owners = sorted({type(m).__name__ for m in modules.values() if m._parameters})
             what = "no component found" if not len(components) else f"no component of kind {kind!r} found"
             asked = chosen.kinds if not len(components) else (kind,)
-            _refuse_nothing(what, sorted(owners), asked, components.left_out)
+            left_out = components.left_out
+            hint = f"the last Linear is left out unless it is named: include={list(left_out)}"
+            _refuse_nothing(what, owners, asked, hint if left_out else _hint(modules, chosen))
 
 
-def _kinds_of(seen: list[str], kinds: Sequence[str]) -> list[str]:
-    """Other kinds that know one of the classes seen."""
-    found = [kind for kind in sorted(RULES) if kind not in kinds]
-    return [kind for kind in found if set(class_names(kind)) & set(seen)]
+def _described(modules: dict[str, nn.Module]) -> list[str]:
+    return sorted(f"{name} ({type(module).__name__})" for name, module in modules.items())
 
 
-def _refuse_nothing(what: str, seen: list[str], kinds: Sequence[str], left_out: Sequence[str] = ()) -> None:
+def _hint(modules: dict[str, nn.Module], chosen: Preset) -> str:
+    others = ", ".join(_kinds_found(modules, chosen.kinds))
+    if others:
+        return f"other kinds find components here: {others}; or look at include and exclude"
+    every = ", ".join(sorted(RULES))
+    return f"choose other patterns or kinds ({every}), or add a layer type with coar.component_rule"
+
+
+def _kinds_found(modules: dict[str, nn.Module], kinds: Sequence[str]) -> list[str]:
+    """Other kinds that find something, each with how many components."""
+    counts = {kind: _count(kind, modules) for kind in sorted(set(RULES) - set(kinds))}
+    return [f"{kind!r} ({count:,})" for kind, count in counts.items() if count]
+
+
+def _count(kind: str, modules: dict[str, nn.Module]) -> int:
+    count = 0
+    for name, module in modules.items():
+        with contextlib.suppress(ComponentError):  # one that is refused is not found
+            count += sum(group.count for group in apply_rule(kind, name, module))
+    return count
+
+
+def _refuse_nothing(what: str, seen: list[str], kinds: Sequence[str], todo: str) -> None:
     classes = sorted({name for kind in kinds for name in class_names(kind)})
+    more = f" and {len(classes) - 8} more" if len(classes) > 8 else ""
     raise ComponentError(
         what,
-        expected=f"layers with {', '.join(kinds)}: {', '.join(classes)}",
+        expected=f"layers with {', '.join(kinds)}: {', '.join(classes[:8])}{more}",
         got=", ".join(seen[:8]) or "no module of that name",
-        todo=f"the last Linear is left out unless it is named: include={list(left_out)}"
-        if left_out
-        else f"try kinds={others}"
-        if (others := _kinds_of(seen, kinds))
-        else "choose other kinds or patterns, or add a layer type with coar.component_rule",
+        todo=todo,
     )

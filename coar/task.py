@@ -59,7 +59,7 @@ class Task:
         device: str | torch.device = "auto",
         save_weights: bool = False,
     ) -> None:
-        self.model = require_runnable(require_eval(model))
+        self.model = require_eval(require_runnable(model))
         self.dataset = _require_map_style(dataset)
         self.outputs = _named_outputs(outputs)
         self.collate = collate
@@ -122,6 +122,8 @@ class Task:
 
 def require_runnable(model: nn.Module) -> nn.Module:
     """The model itself; `TaskError` if it has no weights yet, lies on several devices or is quantised."""
+    if not isinstance(model, nn.Module):
+        raise TaskError("the model is not a torch model", expected="nn.Module", got=type(model).__name__)
     require_not_compiled(model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     devices = sorted({str(tensor.device) for tensor in tensors.values()})

@@ -13,10 +13,19 @@ case ${1:---help} in
 esac
 name=$1 held_out=100
 shift
-if [ "${1:-}" = --small ]; then
-    name=${name}_small held_out=30
-    shift
-fi
+options=()
+for option in "$@"; do # --small may stand anywhere
+    if [ "$option" = --small ]; then
+        name=${name}_small held_out=30
+    elif [[ $option == --s* ]] && [[ $option != --shards* ]]; then
+        echo "error: unknown option $option" >&2
+        echo "$usage" >&2
+        exit 2
+    else
+        options+=("$option")
+    fi
+done
+set -- ${options[@]+"${options[@]}"}
 run=runs/$name
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then
     run=$1

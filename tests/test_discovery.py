@@ -221,3 +221,52 @@ class TestRules:
             *("attention_head", "attention_neuron", "block", "conv1d_input_row"),
             *("conv_filter", "mlp_neuron", "neuron"),
         ]
+
+    @pytest.mark.parametrize("classes", [(), ("Scale",), (3,)])
+    def test_a_rule_without_a_qualified_class_is_refused(self, classes):
+        with refused(ComponentError, "a rule for 'factor'", "class"):
+            component_rule("factor", *classes)
+
+    @pytest.mark.usefixtures("scale_rule")
+    @pytest.mark.parametrize(
+        ("returned", "got"),
+        [
+            (None, "NoneType"),
+            (ComponentGroup("0", "factor", "0", "factors", 0, 3), "ComponentGroup"),
+            ([ComponentGroup("0", "scale", "0", "factors", 0, 3)], "scale"),
+        ],
+    )
+    def test_a_rule_that_returns_something_else_is_named(self, returned, got):
+        @component_rule("factor", Scale)
+        def careless(*_):
+            return returned
+
+        with refused(ComponentError, "the rule for 'factor' in Scale", got, "careless"):
+            find_components(nn.Sequential(Scale()), kinds=["factor"])
+
+
+class TestHints:
+    def test_other_kinds_that_find_something_are_listed_with_their_numbers(self):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        with refused(ComponentError, "'attention_head' (2)", "'mlp_neuron' (16)", "'block' (2)"):
+            find_components(layer, kinds=["conv_filter"])
+
+    def test_a_container_named_without_its_insides(self):
+        model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3)), nn.Conv2d(2, 2, 3))
+        with refused(ComponentError, "include pattern '0' finds no component", "include=['0.*']"):
+            find_components(model, include=["0"])
+
+    def test_what_is_no_model(self):
+        with refused(ComponentError, "not a torch model", "nn.Module"):
+            find_components({"weight": torch.ones(3)})
+
+
+def test_sets_of_different_layers_are_joined():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    heads = find_components(layer, kinds=["attention_head"])
+    joined = heads + find_components(layer, kinds=["block"], include=["linear2"])
+    assert joined.names == ("self_attn[0]", "self_attn[1]", "linear1[0]")
+    joined.require_separate(layer)
+    check_components(layer, joined, torch.randn(2, 5, 8))
+    with refused(ComponentError, "overlap"):
+        (heads + find_components(layer, kinds=["attention_neuron"])).require_separate(layer)

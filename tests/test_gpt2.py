@@ -135,7 +135,7 @@ class TestModel:
     def test_has_the_published_components(self, task):
         components = coar.find_components(task.model, published="gpt2")
         assert len(components) == 2 * (16 + 16 + 16 + 64)  # rows of (in, out) weights: what a layer reads
-        logits = Logits(task.model)
+        logits = Logits(task.model).eval()
         components = coar.find_components(logits, published="gpt2")
         check_components(logits, components, torch.stack([tokens_of(task, 7)] * 2))
 

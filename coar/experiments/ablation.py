@@ -17,7 +17,7 @@ from coar.experiments.runner import AblationRunner
 from coar.files import digest_json
 from coar.fingerprints import model_fingerprint
 from coar.gates import Bias, Means, Value, check_convention
-from coar.task import Task, require_eval
+from coar.task import Task, require_eval, resolve_device
 
 
 class ComponentAblation:
@@ -44,6 +44,9 @@ class ComponentAblation:
             raise TaskError(
                 "the first argument is a task", expected="coar.Task(model, dataset)", got=type(task).__name__
             )
+        if not isinstance(components, ComponentSet):
+            got = type(components).__name__
+            raise TaskError("the second argument is components", expected="find_components(model)", got=got)
         components.require_fits(task.model)
         components.require_separate(task.model, with_bias=bias == "ablate" or value != "zero")
         self.task = task
@@ -147,6 +150,7 @@ class ComponentAblation:
             compiled: run the model through torch.compile: some seconds once, less time for every row.
         """
         self.require_unchanged()
+        device = resolve_device(device)
         if precision not in DTYPES:
             raise SettingError("unknown precision", expected=" or ".join(DTYPES), got=precision)
         if batch_size is not None and batch_size < 1:

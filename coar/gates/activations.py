@@ -71,6 +71,8 @@ class GatedActivations:
         With a gate vector per example the model must run that batch, examples along the first
         dimension of what layers read and emit.
         """
+        if not isinstance(gates, Tensor):
+            raise ComponentError("gates are a tensor", expected="torch.Tensor", got=type(gates).__name__)
         if gates.ndim not in (1, 2) or gates.shape[-1] != sum(self.counts):
             raise ComponentError(
                 "a gate vector has one gate per component",

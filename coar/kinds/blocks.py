@@ -97,6 +97,8 @@ def _transformer(name: str, module: nn.Module) -> list[ComponentGroup]:
             inner.append(path)
             continue
         for kind in (HEAD, MLP_NEURON):
+            if type(child).__name__.endswith("Experts"):  # no layer of its own ends their branch: not found
+                continue
             rule = rule_for(kind, child)
             groups += rule(join(name, path), child) if rule else []
     start = len(name) + 1 if name else 0

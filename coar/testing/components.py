@@ -18,6 +18,7 @@ from coar.experiments.private_model import cast
 from coar.fingerprints import digest_value, model_fingerprint
 from coar.gates import Bias, GatedActivations, ScaledWeights, Value, fold_batch_norm, make_sites
 from coar.randomness import uniform
+from coar.task import require_eval
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the largest output, if that is above 1
 
@@ -49,11 +50,13 @@ def check_components(
             dictionary of keyword arguments; examples along the first dimension.
         bias: convention, see `coar.gates.convention`.
         value: "zero" or a number.
-        per_example: also check gate vectors for each example.
+        per_example: also check gate vectors for each example; False for layers that no gate for each
+            example reaches (a parameter read by other functions than layers', examples that meet).
 
     Raises:
         AssertionError: saying which component, expected and got.
     """
+    require_eval(model)
     before = model_fingerprint(model)
     _check_names(components)
     for dtype in TOLERANCES:
