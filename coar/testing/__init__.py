@@ -6,8 +6,9 @@ The suites raise AssertionError with what was expected and got; call them from a
 >>> check_experiment(experiment)
 """
 
-from coar.testing.components import check_components, zeroed
+from coar.testing.components import check_components
 from coar.testing.experiments import check_executor, check_experiment
+from coar.testing.rebuilds import zeroed
 from coar.testing.toys import LinearSum, SubsetMean, linear_experiment, linear_task, score
 
 __all__ = [

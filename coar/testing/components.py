@@ -19,6 +19,7 @@ from coar.fingerprints import digest_value, model_fingerprint
 from coar.gates import Bias, GatedActivations, ScaledWeights, Value, fold_batch_norm, make_sites
 from coar.randomness import uniform
 from coar.task import require_eval
+from coar.testing.rebuilds import numbers_of, replaced
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the largest output, if that is above 1
 
@@ -243,56 +244,6 @@ def _batch_size(example: Any) -> int:
     return len(first)
 
 
-def zeroed(model: nn.Module, group: ComponentGroup, number: int) -> nn.Module:
-    """Literal rebuild: a deep copy with one component's slice of the parameter set to zero."""
-    return replaced(model, group, number, "keep", "zero")
-
-
-def replaced(model: nn.Module, group: ComponentGroup, number: int, bias: Bias, value: Value) -> nn.Module:
-    """Literal rebuild of a model with one component removed or replaced by a constant."""
-    rebuilt = copy.deepcopy(model)
-    module = rebuilt.get_submodule(group.module)
-    parameter = module._parameters[group.parameter]
-    assert parameter is not None
-    entries = _entries(group, number)
-    constant = 0.0 if value in ("zero", "mean") else float(value)
-    biases = module._parameters.get(group.bias or group.parameter.replace("weight", "bias"))
-    if constant and biases is None:
-        name = group.bias or group.parameter.replace("weight", "bias")
-        biases = nn.Parameter(parameter.new_zeros(_outputs(parameter, group)))
-        module._parameters[name] = biases
-    with torch.no_grad():
-        if group.side == "input" and constant and biases is not None:
-            for entry in entries:
-                biases.add_(parameter.select(group.dimension, entry), alpha=constant)
-        for entry in entries:
-            _entry(parameter, group, entry).zero_()
-        with_bias = bias == "ablate" or group.whole or value != "zero"
-        if group.side == "output" and biases is not None and with_bias:
-            biases[list(entries)] = constant
-    return rebuilt
-
-
-def _outputs(parameter: Tensor, group: ComponentGroup) -> int:
-    """How many units the layer has."""
-    dimension = group.dimension if group.side == "output" else 1 - group.dimension
-    return parameter.shape[dimension] * group.blocks
-
-
-def _entries(group: ComponentGroup, number: int) -> range:
-    start = group.offset + number * group.width
-    return range(start, start + group.width)
-
-
-def _entry(parameter: Tensor, group: ComponentGroup, entry: int) -> Tensor:
-    """The numbers of one entry of a group, as a view."""
-    if group.blocks == 1:
-        return parameter.select(group.dimension, entry)
-    columns, rows = parameter.shape[group.dimension], len(parameter) // group.blocks
-    block, column = divmod(entry, columns)
-    return parameter[block * rows : (block + 1) * rows].select(group.dimension, column)
-
-
 def _stray(gated: nn.Module, model: nn.Module, group: ComponentGroup, number: int) -> list[str]:
     """Names of parameters and buffers that differ outside of one component and its bias."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -306,8 +257,8 @@ def _stray(gated: nn.Module, model: nn.Module, group: ComponentGroup, number: in
             for entry in range(
                 group.offset + number * group.width, group.offset + (number + 1) * group.width
             ):
-                _entry(expected, group, entry).zero_()
-                _entry(got, group, entry).zero_()
+                numbers_of(expected, group, entry).zero_()
+                numbers_of(got, group, entry).zero_()
             found += [] if torch.equal(expected, got) else [name]
         elif not name.endswith("bias") and not torch.equal(expected, other[name]):
             found.append(name)
