@@ -13,7 +13,7 @@ PAGE = ROOT / "docs/benchmarks.md"
 HEAD = """# Benchmarks
 
 Made by `python -m benchmarks.docs` from the last full runs in `benchmarks/results/`; do not edit.
-Each section is one `python -m benchmarks.NAME`, which measures ours, the peer and the limit in one process,
+Each section is one `python -m benchmarks.NAME`, which measures ours, the peer and the limit in one run,
 in turn, and exits with 1 where a claim does not hold.
 
 In tables of correlations, r2 and slope are medians over columns: 1 is perfect, an r2 below 0 is worse than

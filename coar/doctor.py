@@ -20,14 +20,9 @@ from coar.randomness import words
 from coar.testing import check_experiment, linear_experiment
 
 GOLDEN_WORDS = (0xE35A29832104D74F, 0xB7C1535B13AB2B25)
-EXTRAS = {
+EXTRAS = {  # those that something in the package uses
     "vision": ("torchvision", "timm"),
     "language": ("transformers", "datasets"),
-    "lasso": ("numba",),
-    "baselines": ("captum",),
-    "ray": ("ray",),
-    "slurm": ("submitit",),
-    "ffcv": ("ffcv",),
 }
 
 

@@ -172,6 +172,7 @@ def _validation(data: str | None, network: str, num_classes: int, preset: Any) -
         num_classes,
         functools.partial(crop, preset=preset),
         todo="data= names the folder of ImageNet's validation images (from image-net.org; the licence "
-        "forbids to ship them), num_classes= the number of classes; small=True needs neither",
+        "forbids to ship them; data/README.md says how to get them), num_classes= the number of classes; "
+        "small=True needs neither",
         names=_weights(network).meta["categories"] if num_classes == NUM_CLASSES else (),
     )
