@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from coar.gates.layers import tensors_in
 from coar.task import Task
 
 CACHE_BYTES = 2 * 2**30  # on the CPU, examples are kept up to this size
@@ -99,7 +100,7 @@ def _map(value: Any, change: Any) -> Any:
 
 def example_bytes(task: Task) -> int:
     """Bytes of the tensors of one example."""
-    return max(1, sum(t.nbytes for t in _tensors(task.batch([0]))))
+    return max(1, sum(t.nbytes for t in tensors_in(task.batch([0]))))
 
 
 def default_batch_size(task: Task, device: torch.device, largest: int = 1) -> int:
@@ -130,15 +131,5 @@ class LargestResult(TorchFunctionMode):
     ) -> Any:
         """Called by torch in place of each of its functions."""
         result = func(*args, **(kwargs or {}))
-        self.bytes = max([self.bytes, *(tensor.nbytes for tensor in _tensors(result))])
+        self.bytes = max([self.bytes, *(tensor.nbytes for tensor in tensors_in(result))])
         return result
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _tensors(entry)
