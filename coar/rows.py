@@ -40,7 +40,7 @@ def row_blocks(
     output: str,
     untouched: np.ndarray,
     size: int,
-    columns: slice = slice(None),
+    columns: slice | np.ndarray = slice(None),
 ) -> Iterator[RowBlock]:
     """Stream rows in blocks `[k * size, (k + 1) * size)` of row numbers, whatever the shards.
 
@@ -49,6 +49,7 @@ def row_blocks(
     """
     pending: list[RowBlock] = []
     current = None
+    columns = _as_slice(columns)
     for item in items:
         shard = store.read(item)
         values = decode(shard.outputs[output][:, columns], untouched[columns])
@@ -59,6 +60,13 @@ def row_blocks(
             pending.append(RowBlock(shard.rows[here], shard.masks[here], values[here]))
     if pending:
         yield _take(pending)
+
+
+def _as_slice(columns: slice | np.ndarray) -> slice | np.ndarray:
+    """Columns that follow each other as a slice: a view instead of a copy."""
+    if isinstance(columns, slice) or not len(columns) or (np.diff(columns) != 1).any():
+        return columns
+    return slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _take(pending: list[RowBlock]) -> RowBlock:

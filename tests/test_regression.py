@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 import coar
 from coar.attributions import Attributions
 from coar.errors import CoarWarning, FitError, SettingError
-from coar.regression import statistics
+from coar.regression.problem import Problem
 from coar.testing import SubsetMean, linear_experiment
 from tests import naive
 
@@ -103,27 +103,13 @@ def test_standard_errors_match_the_spread_over_repeated_noise():
     rng = np.random.default_rng(0)
     masks = rng.random((200, 5)) < 0.7
     outputs = masks @ rng.normal(size=(5, 1)) + rng.normal(size=(200, 400))
-    block = statistics_of(masks, outputs)
-    fitted = coar.Ridge(penalties=0.0).prepare(block[0]).fit(block[1], 0, list)
+    fitted = fit_arrays(masks, outputs, coar.Ridge(penalties=0.0))
     np.testing.assert_allclose(fitted.weights.std(axis=0), fitted.errors.mean(axis=0), rtol=0.15)
 
 
-def statistics_of(masks, outputs, shift=None):
-    from coar.rows import RowBlock
-
-    shift = np.zeros(outputs.shape[1]) if shift is None else shift
-    rows = RowBlock(np.arange(len(masks)), masks, outputs.astype(np.float32))
-    return statistics.collect([rows], shift, masks.shape[1])
-
-
-def test_the_gram_matrix_is_exact_and_the_rest_is_that_of_float64(study):
-    masks, outputs = data(study)
-    gram, sums = statistics_of(masks, outputs, shift=study.untouched["mean"].astype(np.float64))
-    np.testing.assert_array_equal(gram.gram, masks.astype(np.int64).T @ masks.astype(np.int64))
-    shifted = outputs - study.untouched["mean"]
-    np.testing.assert_allclose(sums.cross, masks.T @ shifted, rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(sums.mean, outputs.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(sums.variance, outputs.var(axis=0), rtol=1e-5)
+def fit_arrays(masks, outputs, solver):
+    problem = Problem.from_arrays(masks, outputs)
+    return solver.prepare(problem).fit(problem.column_slices[0])
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e6])
@@ -131,8 +117,7 @@ def test_a_large_offset_of_the_outputs_costs_no_accuracy(offset):
     rng = np.random.default_rng(0)
     masks = rng.random((3_000, 20)) < 0.9
     outputs = (masks @ rng.normal(size=(20, 4)) + rng.normal(size=(3_000, 4)) + offset).astype(np.float32)
-    gram, sums = statistics_of(masks, outputs)
-    fitted = coar.Ridge(penalties=0.0).prepare(gram).fit(sums, 0, list)
+    fitted = fit_arrays(masks, outputs, coar.Ridge(penalties=0.0))
     weights, _ = naive.least_squares(masks, outputs)
     # Against the standard error: what rounding costs is a hundredth of what the noise costs.
     assert (np.abs(fitted.weights - weights) < 0.01 * fitted.errors).all()
@@ -141,7 +126,9 @@ def test_a_large_offset_of_the_outputs_costs_no_accuracy(offset):
 
 
 def test_the_size_of_shards_does_not_change_a_single_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("coar.regression.fitting.BLOCK_ROWS", 64)  # so that blocks and shards interleave
+    for module in ("collection", "problem", "study_rows"):  # so that blocks and shards interleave
+        monkeypatch.setattr(f"coar.regression.{module}.BLOCK_ROWS", 64)
+    monkeypatch.setattr("coar.regression.collection.RANGE_ROWS", 128)
     found = []
     for size in (1, 50, 64, 300):
         study = run_study(tmp_path / str(size), SubsetMean(), 300, rows_per_shard=size)
@@ -153,12 +140,11 @@ def test_the_size_of_shards_does_not_change_a_single_bit(tmp_path, monkeypatch):
 
 def test_blocks_of_columns_on_disk_do_not_matter(study, monkeypatch):
     whole = coar.fit(study)
-    monkeypatch.setattr("coar.regression.fitting.COLUMN_BLOCK_BYTES", 8 * 15 * 2)  # two columns
-    saved = coar.fit(study, save_as="blocks")
-    assert len(saved.ranges) == 3
+    monkeypatch.setattr("coar.regression.problem.COLUMN_SHARE", 1.0)
+    saved = coar.fit(study, save_as="blocks", memory=8 * 15 * 2, solver=coar.Ridge(algorithm="eigen"))
+    assert len(saved.ranges) == 3  # of two columns
     np.testing.assert_allclose(saved.weights, whole.weights, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(saved.errors, whole.errors, rtol=1e-5, atol=1e-7)
-    assert saved.provenance == whole.provenance
     assert Attributions.load(study.attributions_path("blocks")).columns == whole.columns
 
 
@@ -261,8 +247,7 @@ def test_a_component_that_never_varies_is_as_if_it_were_not_there():
     outputs = masks[:, :20] @ rng.normal(size=(20, 5)) + rng.normal(size=(60, 5))
     fits = []
     for kept in (masks, masks[:, :20]):
-        gram, sums = statistics_of(kept, outputs)
-        fits.append(coar.Ridge().prepare(gram).fit(sums, 0, list))
+        fits.append(fit_arrays(kept, outputs, coar.Ridge()))
     for figure in ("penalty", "score", "r2"):
         np.testing.assert_allclose(fits[0].details[figure], fits[1].details[figure], rtol=1e-9)
     np.testing.assert_allclose(fits[0].weights[:, :20], fits[1].weights, rtol=1e-9)

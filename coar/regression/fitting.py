@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from coar.attribution_blocks import Block, write_blocks
 from coar.attributions import Attributions
-from coar.errors import CoarWarning, FitError, SettingError
+from coar.errors import AxisError, FitError, SettingError
+from coar.progress import progress_bar
+from coar.regression.algorithms import Fitter
+from coar.regression.doubts import say, warn_design, warn_edges
+from coar.regression.memory import memory_bytes
+from coar.regression.problem import Problem
 from coar.regression.ridge import Ridge
-from coar.regression.statistics import BLOCK_ROWS, MaskStatistics, collect
-from coar.rows import RowBlock, require_output, row_blocks
+from coar.regression.study_rows import StudyRows
+from coar.rows import require_output
 from coar.study import Study
+from coar.task import resolve_device
 
 DEFAULT_SOLVER = Ridge()
-COLUMN_BLOCK_BYTES = 256 * 2**20  # of X'Y in float64
 
 
 class Solver(Protocol):
@@ -27,8 +32,8 @@ class Solver(Protocol):
     def name(self) -> str:
         """The method's name, for provenance."""
 
-    def prepare(self, masks: MaskStatistics) -> Any:
-        """Work shared by all columns; the result has `fit(outputs, start, reread) -> Block`."""
+    def prepare(self, problem: Problem) -> Fitter:
+        """Do the work shared by all columns."""
 
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """The settings as plain JSON."""
@@ -36,50 +41,66 @@ class Solver(Protocol):
 
 def fit(
     study: Study,
-    solver: Solver = DEFAULT_SOLVER,
+    solver: Solver | str = DEFAULT_SOLVER,
     *,
     output: str | None = None,
+    columns: Sequence[int | str] | np.ndarray | None = None,
     save_as: str | None = None,
     partial: bool = False,
+    memory: int | str | None = None,
+    device: str | torch.device = "auto",
+    keep_statistics: bool = True,
+    progress: bool = False,
 ) -> Attributions:
     """Fit one linear model per column to the rows of a study (COAR, section 3).
 
     Args:
-        study: its rows are read once (twice for exact leave-one-out).
-        solver: default `Ridge()`, the penalty chosen per column.
+        study: its rows are read once (twice for exact leave-one-out; as often as there are blocks of
+            columns where X'Y of all columns does not fit into a small share of the memory).
+        solver: default `Ridge()`, the penalty chosen per column; or `Lasso()`, ...; "auto" is the default.
         output: which output; needed where there are several.
+        columns: positions or names of the columns to fit; default all.
         save_as: write to attributions/NAME in the study as blocks are done, so that
             [columns, components] need not fit into memory; they are then read lazily.
         partial: fit what is there although rows are missing.
+        memory: bytes, or text such as "8 GiB", to plan with; default half of the machine's. It decides
+            between algorithms (`provenance["notes"]` says which, and why) and sizes of blocks.
+        device: where to compute; default the first CUDA device, else the CPU.
+        keep_statistics: keep sums in the study (up to 1 GiB for each 65,536 rows), so that another fit
+            reads only new rows.
+        progress: show a bar over blocks of columns.
 
     Returns:
-        Attributions with standard errors, in output units per component kept.
+        Attributions, in output units per component kept; with standard errors where the method has them.
 
     Raises:
         FitError: rows are missing, or too few.
-        StoreError: a shard is damaged; it is named.
+        StoreError: a shard, or a file of sums, is damaged; it is named.
     """
-    if not hasattr(solver, "prepare"):
-        raise SettingError("not a solver", expected="coar.Ridge()", got=repr(solver))
+    solver = _solver(solver)
     name = require_output(output, list(study.columns))
     path = study.attributions_path(save_as) if save_as else None
-    items = study.finished()
     _require_complete(study, partial)
-    fitter = _BlockFitter(study, solver, name, items)
+    chosen = _positions(study, name, columns)
+    source = StudyRows(study, name, chosen, keep_statistics)
+    problem = Problem(source, budget=memory_bytes(memory), device=resolve_device(device))
+    fitter = _prepare(solver, problem)
+    counts = problem.counts()
     provenance = {
         "method": solver.name,
         "solver": solver.model_dump(mode="json"),
         "study": study.spec.digest,
         "design": study.spec.to_json()["design"],
-        "rows": fitter.rows,
+        "rows": counts.rows,
+        "notes": fitter.notes,
     }
-    axes = study.components, study.columns[name]
+    columns_axis = study.columns[name]
+    axes = study.components, columns_axis if columns is None else columns_axis.subset(chosen)
+    blocks = fit_blocks(problem, fitter, progress)
     if path:
-        write_blocks(path, fitter.blocks(), *axes, name, provenance)
+        write_blocks(path, blocks, *axes, name, provenance)
         return Attributions.load(path)
-    blocks = list(fitter.blocks())
-    joined = {key: np.concatenate([b.arrays()[key] for b in blocks]) for key in blocks[0].arrays()}
-    whole = Block.from_arrays(0, joined)
+    whole = _joined(list(blocks))
     return Attributions(
         whole.weights,
         whole.intercept,
@@ -91,40 +112,49 @@ def fit(
     )
 
 
-class _BlockFitter:
-    """Streams the rows once per block of columns; the design's statistics are made with the first."""
-
-    def __init__(self, study: Study, solver: Solver, output: str, items: list[Any]) -> None:
-        self._study, self._output, self._items = study, output, items
-        self._untouched = study.untouched[output].astype(np.float64)
-        components, columns = len(study.components), len(study.columns[output])
-        size = max(1, COLUMN_BLOCK_BYTES // (8 * components))
-        self._slices = [slice(start, min(start + size, columns)) for start in range(0, columns, size)]
-        masks, self._first = collect(
-            self._read(self._slices[0]), self._untouched[self._slices[0]], components
-        )
-        assert masks is not None
-        self.rows = masks.rows
-        _warn(masks, len(study.components))
-        self._path = solver.prepare(masks)
-        _warn_rank(masks, getattr(self._path, "rank", None))
-
-    def blocks(self) -> Iterator[Block]:
-        """Fit one block of columns after the other."""
-        penalties = []
-        for columns in self._slices:
-            statistics = self._first
-            if columns.start:
-                shift = self._untouched[columns]
-                statistics = collect(self._read(columns), shift, len(self._study.components), gram=False)[1]
-            block = self._path.fit(statistics, columns.start, lambda columns=columns: self._read(columns))
+def fit_blocks(problem: Problem, fitter: Fitter, progress: bool = False) -> Iterator[Block]:
+    """Fit one block of columns after the other."""
+    penalties = []
+    with progress_bar(problem.num_columns, "columns", progress) as bar:
+        for columns in problem.column_slices:
+            block = fitter.fit(columns)
             penalties.append((block.details or {}).get("penalty", np.empty(0)))
+            bar.update(len(block))
             yield block
-        _warn_edges(np.concatenate(penalties), getattr(self._path, "penalties", np.empty(0)))
+    warn_edges(np.concatenate(penalties), getattr(fitter, "penalties", np.empty(0)))
 
-    def _read(self, columns: slice) -> Iterator[RowBlock]:
-        store, shift = self._study.store, self._untouched
-        return row_blocks(store, self._items, self._output, shift, BLOCK_ROWS, columns)
+
+def _prepare(solver: Solver, problem: Problem) -> Fitter:
+    fitter = solver.prepare(problem)
+    warn_design(problem.counts(), getattr(fitter, "rank", None))
+    return fitter
+
+
+def _solver(solver: Solver | str) -> Solver:
+    if solver == "auto":
+        return DEFAULT_SOLVER
+    if isinstance(solver, str) or not hasattr(solver, "prepare"):
+        raise SettingError("not a solver", expected='coar.Ridge(), coar.Lasso() or "auto"', got=repr(solver))
+    return solver
+
+
+def _positions(study: Study, output: str, columns: Sequence[int | str] | np.ndarray | None) -> np.ndarray:
+    axis = study.columns[output]
+    if columns is None:
+        return np.arange(len(axis))
+    found = [axis.positions.get(c, -1) if isinstance(c, str) else int(c) for c in columns]
+    for asked, position in zip(columns, found, strict=True):
+        if not 0 <= position < len(axis):
+            known = f"0 .. {len(axis) - 1}, or a name such as {axis.names[0]!r}"
+            raise AxisError(f"no such column of output {output!r}", expected=known, got=repr(asked))
+    if not found or len(set(found)) < len(found):
+        raise AxisError("columns to fit", expected="at least one, each once", got=f"{list(columns)!r:.80}")
+    return np.array(found, dtype=np.int64)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    arrays = [block.arrays() for block in blocks]
+    return Block.from_arrays(0, {key: np.concatenate([a[key] for a in arrays]) for key in arrays[0]})
 
 
 def _require_complete(study: Study, partial: bool) -> None:
@@ -138,45 +168,4 @@ def _require_complete(study: Study, partial: bool) -> None:
             todo="run the study to the end (`coar run`), or fit what is there: partial=True (`--partial`)",
         )
     if status.failed_rows:
-        _say(f"{len(status.failed_rows)} failed rows are left out of the fit; see {study.directory}/failures")
-
-
-def _warn(masks: MaskStatistics, num_components: int) -> None:
-    constant = int((masks.deviation == 0).sum())
-    if constant:
-        _say(
-            f"{constant} of {num_components} components were kept, or ablated, in every one of {masks.rows} "
-            "rows: their weight is 0 and its error infinite; add rows"
-        )
-    if masks.rows <= num_components:
-        _say(
-            f"{masks.rows} rows for {num_components} components: with fewer rows than unknowns the weights "
-            "lean on the penalty and are shrunk; 5 to 20 rows per component is usual"
-        )
-
-
-def _warn_rank(masks: MaskStatistics, rank: int | None) -> None:
-    determined = int((masks.deviation > 0).sum())
-    if rank is not None and rank < determined < masks.rows:
-        _say(
-            f"the masks vary in {rank} directions, not {determined}: in sets of one size, for "
-            "example, nothing tells the common level of the weights from the intercept. Predictions hold for "
-            "masks of this design; "
-            "Bernoulli masks determine every weight"
-        )
-
-
-def _warn_edges(chosen: np.ndarray, grid: np.ndarray) -> None:
-    if len(grid) < 3 or not len(chosen):
-        return
-    # A smallest penalty that shrinks by a thousandth or less is as good as none: nothing lies beyond it.
-    at_edge = float(np.mean((chosen == grid.max()) | ((chosen == grid.min()) & (chosen > 1e-3))))
-    if at_edge > 0.2:
-        _say(
-            f"{at_edge:.0%} of the columns chose the smallest or largest penalty ({grid.min():g}, "
-            f"{grid.max():g}): widen Ridge(penalties=...)"
-        )
-
-
-def _say(text: str) -> None:
-    warnings.warn(text, CoarWarning, stacklevel=2)
+        say(f"{len(status.failed_rows)} failed rows are left out of the fit; see {study.directory}/failures")

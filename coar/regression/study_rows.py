@@ -1,0 +1,54 @@
+"""The rows of a study's output, as a solver reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from coar.regression.collection import BLOCK_ROWS
+from coar.regression.sums import KeptSums
+from coar.rows import RowBlock, row_blocks
+from coar.study import Study
+
+KEPT_BYTES = 2**30  # sums of one range that take more are made again rather than kept
+
+
+class StudyRows:
+    """Rows of one output of a study that are there now; see `coar.regression.problem.RowSource`.
+
+    Args:
+        study: it may grow meanwhile: what came later is not seen.
+        output: which output.
+        columns: positions of the columns to fit.
+        keep: keep sums in the study, and use those that are there.
+    """
+
+    def __init__(self, study: Study, output: str, columns: np.ndarray, keep: bool) -> None:
+        self._store, self._items, self._output = study.store, study.finished(), output
+        self._untouched = study.untouched[output]
+        self._columns = columns
+        self.num_components, self.num_columns = len(study.components), len(columns)
+        self.num_rows = sum(map(len, self._items))
+        self.shift = self._untouched[columns].astype(np.float64)
+        missing = {item.start for item in study.items()} - {item.start for item in self._items}
+        self.complete = min(missing, default=study.num_rows)
+        self.kept = None
+        if keep:
+            self.kept = KeptSums(study.directory / "statistics", study.store.study_digest, KEPT_BYTES)
+        self.key = f"{output}, {_named(columns)}"
+
+    def blocks(self, columns: slice, start: int = 0) -> Iterator[RowBlock]:
+        """Rows from number `start` on, in blocks of row numbers, whatever the shards."""
+        items = [item for item in self._items if item.stop > start]
+        chosen = self._columns[columns]
+        for block in row_blocks(self._store, items, self._output, self._untouched, BLOCK_ROWS, chosen):
+            if block.rows[0] >= start:
+                yield block
+
+
+def _named(columns: np.ndarray) -> str:
+    first, last = (int(columns[0]), int(columns[-1])) if len(columns) else (0, -1)
+    if len(columns) == last - first + 1:
+        return f"columns {first} to {last + 1} of all"
+    return "columns " + ",".join(map(str, columns))
