@@ -21,6 +21,7 @@ import torch
 TILE = 512  # rows of a product at a time: its int32 result stays small, and X'X skips what mirrors
 _BITS, _BYTE = 23, 0x808080  # 2**23 is the largest whole number; _BYTE moves three digits to 0..255
 _LARGEST = 0.99  # of 2**23: so that the highest digit fits, too
+_SMALLEST = -900  # exponent; smaller numbers are 0
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ class FixedPoint:
 
 
 def fixed_point(values: torch.Tensor) -> FixedPoint:
-    """Round float64 [rows, columns] to 24 bits of each column's largest value; all must be finite."""
+    """Round float64 [rows, columns] to 24 bits of each column's largest value.
+
+    A column with NaN or infinity gets a scale of NaN, and whole numbers without meaning.
+    """
     largest = values.abs().amax(dim=0) / _LARGEST
     exponent = torch.frexp(largest).exponent  # largest <= 2**exponent
-    scale = torch.ldexp(torch.ones_like(largest), exponent - _BITS)
+    one = torch.where(largest.isfinite(), 1.0, torch.nan).to(largest)
+    scale = torch.ldexp(one, exponent.clamp_min(_SMALLEST) - _BITS)
     whole = (values / scale).round_().to(torch.int32)
     return FixedPoint(whole, scale)
 
