@@ -107,6 +107,7 @@ class FastL1Fitter:
             "guards": "gradients are written in turn; weights checked for NaN after each epoch; at most "
             f"{settings.max_epochs} epochs; columns "
             + ("advance together" if settings.together else "advance one by one, as published"),
+            "epochs": 0,
         }
 
     @cached_property
@@ -134,6 +135,7 @@ class FastL1Fitter:
         rows, mean = self._rows(columns)
         run = _Run(self.settings, self.backend, rows)
         weight, penalties = run.solve()
+        self.notes["epochs"] += run.epochs
         violation = run.violation(weight, penalties)
         self._judge(columns, violation, run)
         standardised = np.zeros((rows.outputs.shape[1], len(rows.varied)))
