@@ -42,6 +42,13 @@ class Direction(enum.StrEnum):
     LOWER = "lower"
 
 
+class Layout(enum.StrEnum):
+    """Forms that rows can be written in for other programs."""
+
+    ORIGINAL = "original"
+    BETON = "beton"
+
+
 def main() -> None:
     """Entry point: errors of this package are printed without a traceback, exit status 1."""
     sys.path.insert(0, str(Path.cwd()))  # as `python -m`: a spec may name a module in this folder
@@ -190,6 +197,46 @@ def fit(
     r2 = f"the median R2 is {_median(found.detail('r2')):.3f}"
     typer.echo(f"{found!r}\nfrom {rows}, on which {r2} (fitted, not held out: see coar evaluate)")
     typer.echo(f"written to {study.attributions_path(name)}")
+
+
+@app.command("import")
+def import_rows(
+    source: Annotated[Path, typer.Argument(help="folder of an original store", metavar="SOURCE")],
+    directory: Directory,
+    spec: Annotated[Path | None, typer.Option(help="the original's spec, to check the store against")] = None,
+    components: Annotated[Path | None, typer.Option(help="text file, a name per line")] = None,
+    columns: Annotated[Path | None, typer.Option(help="text file, a name per line")] = None,
+) -> None:
+    """Make a study of the finished rows of a store by the original code.
+
+    Example: coar import ../coar_store runs/imported --spec ../spec.json
+    """
+    from coar.interop import import_store
+
+    study = import_store(source, directory, spec=spec, components=components, columns=columns)
+    typer.echo(study.status().summary())
+
+
+@app.command("export")
+def export_rows(
+    directory: Directory,
+    target: Annotated[Path, typer.Argument(help="folder, or .beton file", metavar="TARGET")],
+    layout: Annotated[Layout, typer.Option(help="memory maps of the original code, or FFCV's file")],
+    output: Annotated[str, typer.Option(help="which output, where there are several")] = "",
+) -> None:
+    """Write a study's rows for the original code.
+
+    Example: coar export runs/digits digits_store --layout original
+    """
+    from coar.interop import export_beton, export_store
+    from coar.study import Study
+
+    study = Study.open(directory)
+    if layout is Layout.BETON:
+        export_beton(study, target, output or None)
+    else:
+        export_store(study, target, [output] if output else None)
+    typer.echo(f"written to {target}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -80,23 +80,25 @@ def make_spec(
 
 def write_study(directory: Path, spec: StudySpec, experiment: Experiment, rows_per_shard: int | None) -> None:
     """Make the study's folder under another name and move it into place whole."""
-    if directory.exists() and not directory.is_dir():
-        raise StoreError(
-            f"{directory} is a file", expected="a folder, or a name that is free", todo="choose another"
-        )
-    if directory.exists() and any(directory.iterdir()):
-        raise StudyError(
-            f"{directory} is not empty and holds no study",
-            expected="a new or empty folder",
-            got=", ".join(sorted(path.name for path in directory.iterdir())[:5]),
-            todo="choose another folder",
-        )
+    make_whole(directory, lambda draft: _write_draft(draft, spec, experiment, rows_per_shard))
+
+
+def make_whole(directory: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder that is whole or absent: `fill` gets one of another name, which is then moved into place.
+
+    Raises:
+        StudyError: there is something in the folder already.
+        StoreError: it cannot be written.
+    """
+    require_free(directory)
     draft = partial_path(directory)
     try:
         draft.mkdir(parents=True)
-        _write_draft(draft, spec, experiment, rows_per_shard)
+        fill(draft)
         draft.replace(directory)
     except OSError as error:
+        if isinstance(error, StoreError):
+            raise
         if not (directory / "spec.json").exists():  # else somebody else created it meanwhile
             raise StoreError(
                 f"cannot create {directory}: {error.strerror or error}",
@@ -104,6 +106,21 @@ def write_study(directory: Path, spec: StudySpec, experiment: Experiment, rows_p
             ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def require_free(directory: Path) -> None:
+    """Raise unless a folder is new or empty."""
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(
+            f"{directory} is a file", expected="a folder, or a name that is free", todo="choose another"
+        )
+    if directory.exists() and any(directory.iterdir()):
+        raise StudyError(
+            f"{directory} is not empty",
+            expected="a new or empty folder",
+            got=", ".join(sorted(path.name for path in directory.iterdir())[:5]),
+            todo="choose another folder",
+        )
 
 
 def plan(
@@ -147,24 +164,46 @@ def _write_draft(draft: Path, spec: StudySpec, experiment: Experiment, rows_per_
     found, untouched = make_plan(runner, spec.design, num_rows, len(experiment.components), dtypes)
     for name, values in untouched.items():
         require_storable(values, -1, name, experiment.columns[name].names)
-    untouched = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in untouched.items()}
-    write_arrays_once(draft / UNTOUCHED, untouched)
     _save_weights(experiment, draft / WEIGHTS)
     size = found.rows_per_shard
     if rows_per_shard is not None:
         size = whole_number(rows_per_shard, "rows_per_shard")
-    require_few_shards(num_rows, size)
-    record = {
-        "format": FORMAT,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
-        "fingerprint": full_fingerprint(experiment),
+    facts = {
         "precision": precision,
         "precision_check": check,
         "record": runner.record(),
         "rows_per_shard": size,
         "seconds_per_row": found.seconds_per_row,
         "weights": sha256((draft / WEIGHTS).read_bytes()) if (draft / WEIGHTS).exists() else None,
+    }
+    write_head(draft, spec, experiment, untouched, facts)
+
+
+def write_head(
+    draft: Path,
+    spec: StudySpec,
+    experiment: Experiment,
+    untouched: Mapping[str, np.ndarray],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write all of a study but its rows.
+
+    Args:
+        draft: the folder.
+        spec: what the study is.
+        experiment: whose axes and fingerprint are written down.
+        untouched: per output, [columns].
+        facts: what else provenance records; `rows_per_shard` and `precision` at least.
+    """
+    require_few_shards(spec.estimator.num_rows, facts["rows_per_shard"])
+    untouched = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in untouched.items()}
+    write_arrays_once(draft / UNTOUCHED, untouched)
+    record = {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "fingerprint": full_fingerprint(experiment),
+        **facts,
         "untouched": {name: digest_array(values) for name, values in untouched.items()},
         "components": experiment.components.to_json(),
         "columns": {name: axis.to_json() for name, axis in experiment.columns.items()},

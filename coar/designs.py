@@ -93,4 +93,28 @@ class LeaveOneOut(Setting):
             )
 
 
-Design = Bernoulli | FixedSize | LeaveOneOut
+class ImportedMasks(Setting):
+    """The masks came with their rows from elsewhere (`coar.interop`): none can be drawn."""
+
+    name: Literal["imported"] = "imported"
+    num_rows: Annotated[int, Field(ge=1)]
+
+    def masks(self, rows: Sequence[int] | np.ndarray, num_components: int) -> np.ndarray:  # noqa: ARG002
+        """Refused: how the masks were drawn is not known."""
+        raise SettingError(
+            "the masks of an imported study cannot be drawn again",
+            todo="a shard that is lost: import again; more rows: a new study, with a design of its own",
+        )
+
+    def check(self, num_components: int, num_rows: int) -> None:  # noqa: ARG002 - all designs' signature
+        """There are the rows that were imported, and no others."""
+        if num_rows != self.num_rows:
+            raise SettingError(
+                "an imported study has the rows that were imported, and can get no others",
+                expected=f"{self.num_rows} rows",
+                got=num_rows,
+                todo="import again when there are more, or make a new study with a design of its own",
+            )
+
+
+Design = Bernoulli | FixedSize | LeaveOneOut | ImportedMasks

@@ -59,7 +59,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study is."""
+    """How far a study is.
+
+    Attributes:
+        absent_rows: rows of an imported study that were not finished where they come from.
+    """
 
     directory: str
     rows: int
@@ -69,6 +73,7 @@ class Status:
     failed_rows: tuple[int, ...]
     seconds_left: float
     bytes: int
+    absent_rows: int = 0
 
     @property
     def complete(self) -> bool:
@@ -85,6 +90,8 @@ class Status:
         if self.failed_rows:
             first = ", ".join(map(str, self.failed_rows[:5]))
             lines.append(f"{len(self.failed_rows)} rows failed: {first}; see failures/")
+        if self.absent_rows:
+            lines.append(f"{self.absent_rows:,} rows were not finished when they were imported")
         return "\n".join(lines)
 
 

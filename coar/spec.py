@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from coar.components import ComponentSet
-from coar.designs import Bernoulli, FixedSize, LeaveOneOut
+from coar.designs import Design
 from coar.discovery import find_components
 from coar.errors import SpecError, StoreError
 from coar.experiments.ablation import ComponentAblation
@@ -113,7 +113,7 @@ class StudySpec(Setting):
     format: Literal[1] = 1
     experiment: ExperimentSpec
     estimator: RowsEstimator
-    design: Annotated[Bernoulli | FixedSize | LeaveOneOut, Field(discriminator="name")]
+    design: Annotated[Design, Field(discriminator="name")]
     outputs: dict[OutputName, OutputSpec]
     execution: ExecutionSpec = ExecutionSpec()
 

@@ -278,7 +278,8 @@ class Study:
         """Count what is there; reads no shard."""
         items, present = self.items(), self.store.present()
         done = [item for item in items if item.index in present]
-        rows = sum(map(len, done))
+        absent = int(self.provenance.get("absent_rows", 0))
+        rows = max(0, sum(map(len, done)) - absent)
         paths = [self.store.path(item.index) for item in done]
         return Status(
             directory=str(self.directory),
@@ -289,6 +290,7 @@ class Study:
             failed_rows=tuple(self._failed_rows()),
             seconds_left=(self.num_rows - rows) * self.provenance.get("seconds_per_row", 0.0),
             bytes=sum(path.stat().st_size for path in paths),
+            absent_rows=absent,
         )
 
     @property

@@ -45,6 +45,7 @@ ORDER = [
     "creation",
     "study",
     "regression",
+    "interop",
     "report",
     "baselines",
     "evaluation",
