@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 import coar
 from coar.errors import CoarWarning, FitError
-from coar.regression import matrix_free
+from coar.regression import conjugate_gradient, matrix_free
 from coar.regression.conjugate_solve import expected_iterations, solve
 from coar.regression.matrix_free import Correlation, unpacked
 from coar.regression.problem import PackedMasks, Problem
@@ -183,16 +183,20 @@ class TestPath:
             assert far(found.weights[[column]], weights) < 1e-4
             np.testing.assert_allclose(found.intercept[column], intercept[0], rtol=1e-4)
 
-    def test_blocks_of_columns_do_not_matter(self):
+    def test_blocks_of_columns_do_not_matter(self, monkeypatch):
         masks = bernoulli(200, 50)
         outputs = outputs_of(masks)
         solver = Ridge(penalties=self.grid, algorithm="conjugate_gradient")
         fitter = solver.prepare(Problem.from_arrays(masks, outputs))
         blocks = [fitter.fit(slice(0, 2)), fitter.fit(slice(2, COLUMNS))]
         assert [block.start for block in blocks] == [0, 2]
+        monkeypatch.setattr(conjugate_gradient, "AT_ONCE", 4)
         whole = fit(masks, outputs, self.grid)
         joined = np.concatenate([block.weights for block in blocks])
         np.testing.assert_allclose(joined, whole.weights, rtol=1e-9)
+        for figure in ("penalty", "iterations"):
+            parts = np.concatenate([block.details[figure] for block in blocks])
+            np.testing.assert_array_equal(parts, whole.details[figure])
 
     def test_notes_say_what_is_not_there_and_how_the_penalty_was_chosen(self):
         masks = bernoulli(200, 50)

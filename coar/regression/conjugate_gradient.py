@@ -10,6 +10,7 @@ with the correlation matrix G = x'x / rows and c = x'y / rows. It takes products
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from coar.attribution_blocks import Block
 from coar.regression.collection import ALL, HELD_OUT, TRAIN
-from coar.regression.conjugate_solve import Solution, solve
+from coar.regression.conjugate_solve import Solution, joined, solve
 from coar.regression.doubts import say
 from coar.regression.matrix_free import Correlation
 from coar.regression.problem import PackedMasks, Problem
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from coar.regression.ridge import Ridge
 
 PATIENCE = 2  # larger held-out errors in a row that end a column's path
+AT_ONCE = 256  # columns: products of them stay in the processor's cache
 ROUNDING = 1.1  # what a residual, computed anew, may be above the tolerance
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)  # in each byte
 _BLOCK_ROWS = 2048
@@ -101,16 +103,20 @@ class ConjugateGradientFitter:
     def _solve(
         self, part: str, right: np.ndarray, penalty: float | np.ndarray, start: np.ndarray | None
     ) -> Solution:
-        settings, correlation = self._settings, self._correlation(part)
-        return solve(
-            correlation,
-            right,
-            penalty,
-            tolerance=settings.tolerance,
-            max_iterations=settings.max_iterations,
-            start=start,
-            device=correlation.device,
-        )
+        correlation, strength = self._correlation(part), np.broadcast_to(penalty, right.shape[1])
+        found = [
+            solve(
+                correlation,
+                right[:, here],
+                strength[here],
+                tolerance=self._settings.tolerance,
+                max_iterations=self._settings.max_iterations,
+                start=None if start is None else start[:, here],
+                device=correlation.device,
+            )
+            for here in _slices(right.shape[1])
+        ]
+        return joined(found)
 
     def _correlation(self, part: str) -> Correlation:
         if part not in self._correlations:
@@ -141,6 +147,11 @@ class ConjugateGradientFitter:
                 f"{found.iterations[worst]} iterations: raise max_iterations, the penalty or the tolerance "
                 "(1e-5 is about the smallest that rounding allows)"
             )
+
+
+def _slices(num_columns: int) -> Iterator[slice]:
+    for first in range(0, num_columns, AT_ONCE):
+        yield slice(first, first + AT_ONCE)
 
 
 class _Path:

@@ -9,7 +9,7 @@ is nothing to gain from a preconditioner beyond the standardisation of the masks
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,12 @@ class Solution:
     remainder: np.ndarray
     residual: np.ndarray
     iterations: np.ndarray
+
+
+def joined(parts: Sequence[Solution]) -> Solution:
+    """The solutions of some columns, and those of the columns that follow."""
+    arrays = zip(*(vars(part).values() for part in parts), strict=True)
+    return Solution(*(np.concatenate(list(array), axis=-1) for array in arrays))
 
 
 def expected_iterations(components: int, rows: int, penalty: float, tolerance: float) -> int:

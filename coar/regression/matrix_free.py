@@ -20,8 +20,7 @@ from coar.regression.problem import PackedMasks
 from coar.regression.products import FixedPoint, add_products, fixed_point
 from coar.regression.statistics import MaskCounts
 
-BLOCK_BYTES = 24 * 2**20  # of unpacked masks; larger arrays are new pages from the system every time
-LARGEST_BLOCK = 4096  # rows
+BLOCK_BYTES = 24 * 2**20  # of unpacked masks, and of what they see: larger arrays are new pages every time
 
 
 class Correlation:
@@ -52,7 +51,7 @@ class Correlation:
         prediction = self.prediction(vectors)
         found = torch.zeros_like(vectors)
         total = torch.zeros(vectors.shape[1], dtype=torch.float64, device=self.device)
-        for masks in self._blocks():
+        for masks in self._blocks(vectors.shape[1]):
             seen = fixed_point(prediction(masks))
             total += seen.total()
             add_products(masks, seen, found)
@@ -63,9 +62,9 @@ class Correlation:
         """Of the centred outputs, from weights of standardised masks, float64 [components, columns]."""
         return Prediction(self._mean, weights * self._inverse)
 
-    def _blocks(self) -> Iterator[torch.Tensor]:
-        """Masks, int8 [k, components]."""
-        size = max(64, min(LARGEST_BLOCK, BLOCK_BYTES // max(1, self._packed.num_components)))
+    def _blocks(self, columns: int) -> Iterator[torch.Tensor]:
+        """Masks, int8 [k, components], and few enough rows for float64 [k, columns]."""
+        size = max(64, BLOCK_BYTES // max(1, self._packed.num_components, 8 * columns))
         if self._bits is None:
             for _, masks in self._packed.blocks(size):
                 yield torch.from_numpy(masks).view(torch.int8)
