@@ -88,7 +88,7 @@ def record(name: str, settings: FastL1, backend: OriginalBackend, folder: Path) 
     masks, outputs = make_rows()
     fitter = FastL1Fitter(settings, Problem.from_arrays(masks, outputs), backend)
     try:
-        violation = fitter.fit(slice(0, outputs.shape[1])).details["violation"]
+        violation = fitter.fit(slice(0, outputs.shape[1])).details["kkt"]
         print(f"{name}: {len(CALLS)} calls, largest violation {violation.max():.2g}")
     except FitError as error:
         print(f"{name}: {error}")

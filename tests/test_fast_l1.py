@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso, LinearRegression
+from sklearn.metrics import r2_score
 
 from coar.errors import CoarWarning, FitError, MissingDependencyError, SettingError
 from coar.regression.fast_l1 import FastL1, FastL1Fitter
@@ -86,6 +87,8 @@ class TestRecorded:
             np.testing.assert_allclose(block.intercept, intercept, atol=1e-3)
         predicted = recording.masks @ block.weights.T + block.intercept
         np.testing.assert_allclose(predicted, peer.predict(recording.masks), atol=1e-3)
+        r2 = r2_score(recording.outputs, predicted, multioutput="raw_values")
+        np.testing.assert_allclose(block.details["r2"], r2, atol=1e-5)
 
     def test_a_component_that_never_varied_has_no_weight(self):
         block = Recording("least_squares").fit()
@@ -106,7 +109,7 @@ class TestRecorded:
         block = recording.fit()
         penalties = block.details["penalty"]
         assert len(set(penalties.round(6))) > 5
-        assert block.details["violation"].max() < 1e-3
+        assert block.details["kkt"].max() < 1e-3
         for column, penalty in enumerate(penalties):
             expected = lasso(recording.masks, recording.outputs[:, column], penalty)
             np.testing.assert_allclose(block.weights[column], expected, atol=2e-4)
@@ -122,7 +125,7 @@ class TestRecorded:
         ]
         wrong = np.abs(block.weights - expected).max(axis=1) > 1e-3
         assert wrong.sum() == 11
-        np.testing.assert_array_equal(block.details["violation"] > 1e-2, wrong)
+        np.testing.assert_array_equal(block.details["kkt"] > 1e-2, wrong)
 
     def test_and_refused_unless_asked_otherwise(self):
         with pytest.raises(FitError, match="did not solve 11 of 24 columns") as caught:
@@ -403,7 +406,7 @@ def test_the_original_solves_a_path(together):
         FastL1(num_penalties=20, together=together, tolerance=tolerance).prepare(problem).fit(slice(0, 24))
     )
     assert np.isfinite(block.weights).all()
-    for column in np.flatnonzero(block.details["violation"] < 1e-3):
+    for column in np.flatnonzero(block.details["kkt"] < 1e-3):
         expected = lasso(masks, outputs[:, column], block.details["penalty"][column])
         np.testing.assert_allclose(block.weights[column], expected, atol=2e-3)
-    assert not together or (block.details["violation"] < 1e-3).all()
+    assert not together or (block.details["kkt"] < 1e-3).all()

@@ -25,6 +25,7 @@ from coar.regression.doubts import say
 from coar.regression.fast_l1_backend import Backend, OriginalBackend
 from coar.regression.fast_l1_loader import Batches, Rows, Watch
 from coar.regression.problem import Problem
+from coar.regression.spectrum import explained
 from coar.regression.statistics import MaskCounts
 from coar.settings import Setting
 
@@ -52,6 +53,9 @@ class FastL1(Setting):
         tolerance: largest violation of the optimality conditions, relative to the largest penalty.
         uncertified: what to do about columns beyond it: "refuse", or "keep" with a warning.
         seed: of the order of rows.
+
+    No standard errors are claimed. Figures per column: penalty, r2, kkt (largest violation of the optimality
+    conditions, relative to the largest penalty).
 
     >>> FastL1(num_penalties=0, learning_rate=1e-3, threshold=1e-10, check_every=3).smallest
     0.001
@@ -136,12 +140,12 @@ class FastL1Fitter:
         run = _Run(self.settings, self.backend, rows)
         weight, penalties = run.solve()
         self.notes["epochs"] += run.epochs
-        violation = run.violation(weight, penalties)
+        violation, r2 = run.check(weight, penalties)
         self._judge(columns, violation, run)
         standardised = np.zeros((rows.outputs.shape[1], len(rows.varied)))
         standardised[:, rows.varied] = weight.T.double().cpu().numpy()
         weights = self._counts.per_mask_unit(standardised)
-        details = {"penalty": penalties.double().cpu().numpy(), "violation": violation}
+        details = {"penalty": penalties.double().cpu().numpy(), "r2": r2, "kkt": violation}
         return Block(columns.start, weights, mean - weights @ self._counts.mean, None, details)
 
     def _rows(self, columns: slice) -> tuple[Rows, np.ndarray]:
@@ -251,35 +255,38 @@ class _Run:
         deviation[deviation == 0] = 1.0
         return mean.float(), deviation.float()
 
-    def _gradient(self, stop: int, weight: torch.Tensor | None) -> torch.Tensor:
-        """x'(y - x w) / rows over the first rows, float64 [components that vary, columns]."""
+    def _gradient(self, stop: int, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x'(y - x w) / rows, [components that vary, columns], and |y - x w|^2 / rows, [columns]."""
         mean, deviation = self._moments(stop)
         centre = torch.from_numpy(self._rows.outputs[:stop].mean(axis=0)).to(mean)
         found = torch.zeros(len(mean), len(centre), dtype=torch.float64, device=mean.device)
+        squares = torch.zeros_like(found[0])
         for kept, outputs in self._blocks(stop):
             masks = (kept - mean) / deviation
             rest = outputs - centre
             if weight is not None:
                 rest -= masks @ weight
             found += masks.T @ rest
-        return found / stop
+            squares += rest.square().sum(dim=0)
+        return found / stop, squares / stop
 
     def _largest(self, stop: int) -> torch.Tensor:
         """The smallest penalty that leaves no weight, float32 [columns]; the original's own is too small."""
-        return self._gradient(stop, None).abs().amax(dim=0).float()
+        return self._gradient(stop, None)[0].abs().amax(dim=0).float()
 
-    def violation(self, weight: torch.Tensor, penalties: torch.Tensor) -> np.ndarray:
-        """How far each column is from optimal at its penalty, relative to its largest, float64 [columns].
+    def check(self, weight: torch.Tensor, penalties: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """How far each column is from optimal at its penalty, relative to its largest, and its R2; [columns].
 
         The gradient of an optimum is the penalty, with the sign of the weight, where there is a weight, and
         at most as large where there is none.
         """
-        largest = self._largest(len(self._rows)).double()
-        slope = self._gradient(len(self._rows), weight)
+        slope, variance = self._gradient(len(self._rows), None)
+        largest = slope.abs().amax(dim=0)
+        slope, rest = self._gradient(len(self._rows), weight)
         at_zero = (slope.abs() - penalties).clamp(min=0)
         off = torch.where(weight == 0, at_zero, (slope - penalties * weight.sign()).abs()).amax(dim=0)
-        found: np.ndarray = torch.where(largest > 0, off / largest, off).cpu().numpy()
-        return found
+        violation: np.ndarray = torch.where(largest > 0, off / largest, off).cpu().numpy()
+        return violation, explained(rest.cpu().numpy(), variance.cpu().numpy())
 
     def _unfinished(self) -> FitError:
         return FitError(

@@ -174,9 +174,10 @@ class _Translation:
         count, largest = self._need("cfg.k"), self._found.get("cfg.manual_max_lambda", -1)
         if largest != -1 and count > 1:
             raise self._refused("cfg.manual_max_lambda", "-1, or cfg.k: 1 (the original refuses others, too)")
-        if largest > 0 or (largest < 0 and largest != -1):
-            raise self._refused("cfg.manual_max_lambda", "0 (no penalty) or -1 (taken from the data)")
-        solver = self._path(count) if count > 1 else self._least_squares(largest == 0)
+        if not (largest == -1 or 0 <= largest < float("inf")) or (self._fast_l1 and largest > 0):
+            others = "" if self._fast_l1 else ", or the penalty of all columns"
+            raise self._refused("cfg.manual_max_lambda", f"0 (none), -1 (taken from the data){others}")
+        solver = self._path(count) if count > 1 else self._one(largest)
         if self._fast_l1:
             pairs = {ours: self._found[key] for key, ours in _TO_FAST_L1.items() if key in self._found}
             for key, ours in _TO_FAST_L1.items():
@@ -184,15 +185,19 @@ class _Translation:
             return {"name": "fast_l1"} | {k: v for k, v in solver.items() if k != "name"} | pairs
         return solver
 
-    def _least_squares(self, stated: bool) -> dict[str, Any]:
-        text = "read as least squares: no penalty, which takes more rows than components"
-        if not stated:
-            text += " (the original also tries its largest penalty, which leaves next to no weights)"
-        self._note("cfg.k", text)
-        self._note("cfg.manual_max_lambda", "read as no penalty" if stated else "as by default")
+    def _one(self, largest: float) -> dict[str, Any]:
         self._note("cfg.eps", "ignored: there is no path of penalties")
         for key in ("data.num_train", "data.num_val"):
             self._note(key, "ignored: there is no penalty to choose; all rows of the study are fitted")
+        if largest > 0:
+            self._note("cfg.k", "read as one penalty for all columns (the original also tries none)")
+            self._note("cfg.manual_max_lambda", "read as that penalty")
+            return {"name": "lasso", "penalties": [largest]}
+        text = "read as least squares: no penalty, which takes more rows than components"
+        if largest != 0:
+            text += " (the original also tries its largest penalty, which leaves next to no weights)"
+        self._note("cfg.k", text)
+        self._note("cfg.manual_max_lambda", "read as no penalty" if largest == 0 else "as by default")
         return {"num_penalties": 0} if self._fast_l1 else {"name": "ridge", "penalties": 0.0}
 
     def _path(self, count: int) -> dict[str, Any]:
