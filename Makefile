@@ -6,8 +6,8 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-# Those with claims; report, docs and published are what they share.
-BENCHMARKS ?= $(filter-out report docs published,$(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))))
+# Those with claims; the others are what they share, or parts of one.
+BENCHMARKS ?= $(filter-out report docs published regression_%,$(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))))
 
 VENV := .venv
 # `python -m tool` and not .venv/bin/tool: works in a checkout that was moved, too.

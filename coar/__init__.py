@@ -13,7 +13,7 @@ from coar.executors.processes import Processes
 from coar.executors.serial import Serial
 from coar.experiments.ablation import ComponentAblation
 from coar.recipes import task_factory
-from coar.regression import Ridge, fit
+from coar.regression import Lasso, Ridge, fit
 from coar.spec import ExecutionSpec, StudySpec
 from coar.study import Study
 from coar.task import Task
@@ -40,6 +40,7 @@ __all__ = [
     # attributions
     "Attributions",
     "Ridge",
+    "Lasso",
     "fit",
     "leave_one_out",
     "gradient_x_parameter",

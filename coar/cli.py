@@ -49,6 +49,15 @@ class Layout(enum.StrEnum):
     BETON = "beton"
 
 
+class SolverName(enum.StrEnum):
+    """What fits the linear models."""
+
+    AUTO = "auto"
+    RIDGE = "ridge"
+    LASSO = "lasso"
+    FAST_L1 = "fast_l1"
+
+
 def main() -> None:
     """Entry point: errors of this package are printed without a traceback, exit status 1."""
     sys.path.insert(0, str(Path.cwd()))  # as `python -m`: a spec may name a module in this folder
@@ -180,23 +189,35 @@ def extend(
 @app.command()
 def fit(
     directory: Directory,
+    solver: Annotated[SolverName | None, typer.Option(help="default auto: ridge")] = None,
+    settings: Annotated[Path | None, typer.Option(help="YAML or JSON file, see specs/fit/")] = None,
     output: Annotated[str, typer.Option(help="which output, where there are several")] = "",
-    name: Name = "ridge",
+    columns: Annotated[str, typer.Option(help="START:STOP; default all", metavar="START:STOP")] = "",
+    name: Annotated[str, typer.Option(help="name of the attributions in the study")] = "",
+    memory: Annotated[str, typer.Option(help='to plan with, such as "8 GiB"; default half')] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
     partial: Annotated[bool, typer.Option("--partial", help="fit although rows are missing")] = False,
 ) -> None:
     """Fit attributions to a study's rows.
 
-    Example: coar fit runs/digits
+    Example: coar fit runs/digits --solver lasso
     """
-    from coar.regression import fit as fit_rows
+    from coar.regression.fit_file import FitSettings, fit_with, load
     from coar.study import Study
 
+    asked: dict[str, Any] = {"solver": solver and solver.value, "output": output, "save_as": name}
+    asked |= {"memory": memory, "columns": _range(columns)}
+    chosen = (load(settings) if settings else FitSettings()).changed(asked)
     study = Study.open(directory)
-    found = fit_rows(study, output=output or None, save_as=name, partial=partial)
+    found = fit_with(study, chosen, partial=partial, device=device, progress=True)
     rows = f"{found.provenance['rows']:,} of {study.num_rows:,} rows"
     r2 = f"the median R2 is {_median(found.detail('r2')):.3f}"
-    typer.echo(f"{found!r}\nfrom {rows}, on which {r2} (fitted, not held out: see coar evaluate)")
-    typer.echo(f"written to {study.attributions_path(name)}")
+    notes = found.provenance["notes"]
+    typer.echo(
+        f"{found!r}\n{notes.get('algorithm', found.provenance['method'])}: {notes.get('why', 'as asked')}"
+    )
+    typer.echo(f"from {rows}, on which {r2} (fitted, not held out: see coar evaluate)")
+    typer.echo(f"written to {study.attributions_path(chosen.name)}")
 
 
 @app.command("import")
@@ -305,6 +326,16 @@ def _experiment(spec: Path, allow_import: list[str] | None) -> Any:
     from coar.spec import StudySpec, build_experiment
 
     return build_experiment(StudySpec.load(spec), allow_import=allow_import)
+
+
+def _range(text: str) -> tuple[int, int | None] | None:
+    """START:STOP, of which STOP may be missing."""
+    start, colon, stop = text.partition(":")
+    if not text:
+        return None
+    if not colon or not (start or "0").isdigit() or not (stop or "0").isdigit():
+        raise typer.BadParameter(f"columns are START:STOP, such as 0:1000, not {text!r}")
+    return int(start or 0), int(stop) if stop else None
 
 
 def _median(values: Any) -> float:

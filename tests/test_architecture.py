@@ -63,7 +63,7 @@ ORDER = [
 OF_TASKS = {"torchvision", "transformers"}
 NOT_LOADED = [
     *("torchvision", "transformers", "timm", "datasets", "ray", "submitit", "captum", "numba"),
-    *("matplotlib", "pandas", "sklearn", "scipy", "typer"),
+    *("matplotlib", "pandas", "sklearn", "scipy", "typer", "yaml", "cupy"),
 ]
 
 PACKAGE = Path(coar.__file__).parent

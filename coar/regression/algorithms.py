@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from coar.attribution_blocks import Block
 from coar.errors import FitError
 from coar.regression.cholesky import CholeskyFitter
 from coar.regression.eigen import EigenFitter
 from coar.regression.problem import Problem
-
-if TYPE_CHECKING:
-    from coar.regression.ridge import Ridge
+from coar.regression.ridge_settings import RidgeSettings
 
 FEW = 3  # penalties; beyond, one eigendecomposition is faster than as many factors and inverses
 _GIB = 2**30
@@ -40,11 +38,11 @@ class Choice:
     """An algorithm, what makes its fitter, and why it was chosen."""
 
     algorithm: str
-    make: Callable[[Ridge, Problem], Fitter]
+    make: Callable[[RidgeSettings, Problem], Fitter]
     why: str
 
 
-def choose(settings: Ridge, problem: Problem) -> Choice:
+def choose(settings: RidgeSettings, problem: Problem) -> Choice:
     """Choose the algorithm for a problem.
 
     Raises:
@@ -55,7 +53,7 @@ def choose(settings: Ridge, problem: Problem) -> Choice:
     return Choice(name, _fitter(name), why)
 
 
-def _automatic(settings: Ridge, problem: Problem) -> tuple[str, str]:
+def _automatic(settings: RidgeSettings, problem: Problem) -> tuple[str, str]:
     rows, components = problem.num_rows, problem.num_components
     eigen, cholesky = memory_needed(settings, components)
     budget = f"a budget of {problem.budget / _GIB:.1f} GiB"
@@ -80,13 +78,13 @@ def _automatic(settings: Ridge, problem: Problem) -> tuple[str, str]:
     return "conjugate_gradient", f"{components} x {components} matrices ({need}) do not fit into {budget}"
 
 
-def memory_needed(settings: Ridge, components: int) -> tuple[int, int]:
+def memory_needed(settings: RidgeSettings, components: int) -> tuple[int, int]:
     """Bytes at the peak for all matrices, by eigendecomposition and by Cholesky factors in float32."""
     inverse = settings.errors or len(settings.grid) > 1
     return _EIGEN_BYTES * components**2, 4 * (2 + len(settings.grid) + inverse) * components**2
 
 
-def _fitter(name: str) -> Callable[[Ridge, Problem], Fitter]:
+def _fitter(name: str) -> Callable[[RidgeSettings, Problem], Fitter]:
     if name == "eigen":
         return EigenFitter
     if name == "cholesky":

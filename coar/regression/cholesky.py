@@ -8,7 +8,7 @@ the weights spread as diag(M G M) = diag(M) - penalty diag(M M).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ import torch
 from coar.attribution_blocks import Block
 from coar.errors import FitError
 from coar.regression.problem import Problem
+from coar.regression.ridge_settings import RidgeSettings
 from coar.regression.spectrum import RANK_TOLERANCE, explained, gcv, require_determined, standard_errors
 from coar.regression.statistics import MaskCounts, MaskStatistics
-
-if TYPE_CHECKING:
-    from coar.regression.ridge import Ridge
 
 DOUBLE_SHARE = 1 / 4  # of the budget that float64 matrices may take; larger ones are float32
 REFINEMENTS = 3  # at most, of a float32 solution
@@ -54,7 +52,7 @@ class CholeskyFitter:
         FitError: the matrix of a penalty is not positive definite in the precision at hand.
     """
 
-    def __init__(self, settings: Ridge, problem: Problem) -> None:
+    def __init__(self, settings: RidgeSettings, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
         masks = problem.masks()
         self.counts = MaskCounts(masks.rows, masks.counts)

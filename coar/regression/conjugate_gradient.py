@@ -11,7 +11,7 @@ with the correlation matrix G = x'x / rows and c = x'y / rows. It takes products
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,9 @@ from coar.regression.conjugate_solve import Solution, joined, solve
 from coar.regression.doubts import say
 from coar.regression.matrix_free import Correlation
 from coar.regression.problem import PackedMasks, Problem
+from coar.regression.ridge_settings import RidgeSettings
 from coar.regression.spectrum import explained, require_determined
 from coar.regression.statistics import MaskCounts
-
-if TYPE_CHECKING:
-    from coar.regression.ridge import Ridge
 
 PATIENCE = 2  # larger held-out errors in a row that end a column's path
 AT_ONCE = 256  # columns: products of them stay in the processor's cache
@@ -50,7 +48,7 @@ class ConjugateGradientFitter:
         FitError: a penalty of 0 where the masks do not determine every weight.
     """
 
-    def __init__(self, settings: Ridge, problem: Problem) -> None:
+    def __init__(self, settings: RidgeSettings, problem: Problem) -> None:
         self._settings, self._problem = settings, problem
         self.penalties = np.array(sorted(set(settings.grid), reverse=True))
         self.notes: dict[str, Any] = {

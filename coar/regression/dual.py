@@ -12,7 +12,7 @@ standard errors are the same algebra (`coar.regression.spectrum`) on fewer direc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,9 @@ import torch
 from coar.regression.eigen import EigenFitter, decompose
 from coar.regression.problem import PackedMasks, Problem
 from coar.regression.products import add_counts, mirror
+from coar.regression.ridge_settings import RidgeSettings
 from coar.regression.spectrum import RANK_TOLERANCE, Spectrum, require_determined
 from coar.regression.statistics import MaskCounts
-
-if TYPE_CHECKING:
-    from coar.regression.ridge import Ridge
 
 _COMPONENTS = 4096  # unpacked at a time; a multiple of 8
 
@@ -40,7 +38,7 @@ class DualFitter(EigenFitter):
         FitError: a penalty of 0 where the masks do not determine every weight.
     """
 
-    def __init__(self, settings: Ridge, problem: Problem) -> None:
+    def __init__(self, settings: RidgeSettings, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
         self.counts = problem.counts()
         values, self.vectors = directions(problem.packed(), self.counts, problem.device)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from coar.attribution_blocks import Block
 from coar.regression.problem import Problem
+from coar.regression.ridge_settings import RidgeSettings
 from coar.regression.spectrum import Spectrum, explained, require_determined, standard_errors
 from coar.regression.statistics import MaskCounts, OutputStatistics
-
-if TYPE_CHECKING:
-    from coar.regression.ridge import Ridge
 
 
 class EigenFitter:
@@ -27,7 +25,7 @@ class EigenFitter:
         FitError: a penalty of 0 where the masks do not determine every weight.
     """
 
-    def __init__(self, settings: Ridge, problem: Problem) -> None:
+    def __init__(self, settings: RidgeSettings, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
         masks = problem.masks()
         self.counts = MaskCounts(masks.rows, masks.counts)

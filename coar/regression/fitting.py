@@ -51,6 +51,7 @@ def fit(
     device: str | torch.device = "auto",
     keep_statistics: bool = True,
     progress: bool = False,
+    remarks: Sequence[str] = (),
 ) -> Attributions:
     """Fit one linear model per column to the rows of a study (COAR, section 3).
 
@@ -69,6 +70,7 @@ def fit(
         keep_statistics: keep sums in the study (up to 1 GiB for each 65,536 rows), so that another fit
             reads only new rows.
         progress: show a bar over blocks of columns.
+        remarks: kept in the provenance.
 
     Returns:
         Attributions, in output units per component kept; with standard errors where the method has them.
@@ -94,6 +96,7 @@ def fit(
         "rows": counts.rows,
         "notes": fitter.notes,
     }
+    provenance |= {"remarks": list(remarks)} if remarks else {}
     columns_axis = study.columns[name]
     axes = study.components, columns_axis if columns is None else columns_axis.subset(chosen)
     blocks = fit_blocks(problem, fitter, progress)

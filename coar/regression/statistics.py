@@ -66,8 +66,14 @@ class MaskStatistics(MaskCounts):
 
         Rows and columns of constant components are those of the identity.
         """
+        found = self.covariance(self.deviation, dtype)
+        np.fill_diagonal(found, 1.0)
+        return found
+
+    def covariance(self, deviation: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+        """Covariance matrix of masks divided by `deviation` [components]; 0 where that is 0."""
         found: np.ndarray = np.empty(self.gram.shape, dtype)
-        inverse = 1.0 / np.where(self.constant, np.inf, self.deviation)
+        inverse = 1.0 / np.where(deviation > 0, deviation, np.inf)
         for start in range(0, len(found), _TILE):
             here = slice(start, start + _TILE)
             tile = self.gram[here] / self.rows
@@ -75,7 +81,6 @@ class MaskStatistics(MaskCounts):
             tile *= inverse[here, None]
             tile *= inverse
             found[here] = tile
-        np.fill_diagonal(found, 1.0)
         return found
 
     def __add__(self, other: MaskCounts) -> MaskStatistics:
@@ -113,11 +118,17 @@ class OutputStatistics:
         """Variance over rows (divided by their number), [columns]."""
         return np.maximum(self.squares / self.rows - (self.total / self.rows) ** 2, 0.0)
 
-    def covariance(self, masks: MaskCounts) -> np.ndarray:
-        """Covariance of standardised masks with outputs, [components, columns]; 0 if constant."""
+    def covariance(self, masks: MaskCounts, deviation: np.ndarray | None = None) -> np.ndarray:
+        """Covariance of standardised masks with outputs, [components, columns]; 0 if constant.
+
+        Args:
+            masks: counts of the same rows.
+            deviation: that masks are divided by; default their own.
+        """
+        deviation = masks.deviation if deviation is None else deviation
         found = self.cross / self.rows
         found -= np.multiply.outer(masks.mean, self.total / self.rows)
-        found *= (1.0 / np.where(masks.constant, np.inf, masks.deviation))[:, None]
+        found *= (1.0 / np.where(deviation > 0, deviation, np.inf))[:, None]
         return found
 
     def __add__(self, other: OutputStatistics) -> OutputStatistics:
