@@ -65,7 +65,7 @@ class GatedActivations:
         self.counts = [group.count for group in components]
         self.starts = [flat.start for _, flat in components.slices()]
 
-    def at(self, gates: Tensor) -> _Gating:
+    def at(self, gates: Tensor) -> Gating:
         """Context manager: run the model under gates [components] or [batch, components].
 
         With a gate vector per example the model must run that batch, examples along the first
@@ -79,10 +79,10 @@ class GatedActivations:
                 expected=f"[{sum(self.counts)}] or [batch, {sum(self.counts)}]",
                 got=tuple(gates.shape),
             )
-        return _Gating(self, gates)
+        return Gating(self, gates)
 
 
-class _Gating(Interception):
+class Gating(Interception):
     """The gates of one forward pass."""
 
     def __init__(self, gated: GatedActivations, gates: Tensor) -> None:
@@ -95,11 +95,13 @@ class _Gating(Interception):
         self._left: set[int] = set()  # ids of sites whose bias was read alone and left as it is
 
     def on_input(self, site: Site, x: Tensor, channels: int) -> Tensor:
+        """Gates on the input side."""
         for entry in site.inputs:
             x = self._gated(x, entry, channels, site, entry.rest)
         return x
 
     def on_output(self, site: Site, y: Tensor, channels: int, bias: Tensor | None) -> Tensor:
+        """Gates on the output side."""
         for entry in site.outputs:
             # The bias that stays is the one just added: some layers change it on the way.
             y = self._gated(y, entry, channels, site, self._rest(entry, y.shape[channels], bias))
@@ -113,6 +115,7 @@ class _Gating(Interception):
         return bias.reshape(-1)[entry.entries] if bias.numel() == size else entry.rest
 
     def run_layer(self, func: Callable[..., Any], layer: Layer, site: Site, arguments: Any) -> Tensor:
+        """Run one call of a site's layer; where a bias stays, add it together with the gates."""
         bias = arguments.get(layer.bias)
         if not self._fused or bias is None or func in NO_BIAS_ALONE or not _keeps_one_bias(site):
             return super().run_layer(func, layer, site, arguments)
@@ -123,6 +126,7 @@ class _Gating(Interception):
         return gate_over_bias(by_example(z, gates), gates, _like(bias, gates, channels)).reshape(z.shape)
 
     def on_parameter(self, site: Site, parameter: Tensor) -> Tensor:
+        """The parameter under one gate vector for all examples, where no layer reads it."""
         is_weight = parameter is site.module._parameters[site.parameter]
         if not is_weight and not site.moves_bias():
             return parameter

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from coar.gates.layers import CONVOLUTIONS, bound, tensors_in
+from coar.gates.layers import ASKING, CONVOLUTIONS, bound, tensors_in
 from coar.gates.sites import Site
 
 
@@ -124,19 +124,6 @@ def _foldable(module: nn.Module) -> bool:
     return _plain(module, _BatchNorm) and module.running_mean is not None and not module.training
 
 
-# What can be asked of a tensor without reading its numbers.
-_ASKING = {"__get__", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "__len__"}
-_ASKING |= {
-    "is_contiguous",
-    "is_floating_point",
-    "is_complex",
-    "get_device",
-    "element_size",
-    "type",
-    "__hash__",
-}
-
-
 def _traced(modules: Sequence[nn.Module], run: Callable[[], Any]) -> _Trace:
     trace = _Trace(modules)
     with torch.no_grad(), _counting(modules, trace.uses), trace:
@@ -189,7 +176,7 @@ class _Trace(TorchFunctionMode):
         """Called by torch in place of each of its functions."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") in _ASKING and not tensors_in(result):
+        if getattr(func, "__name__", "") in ASKING and not tensors_in(result):
             return result
         given = tensors_in((args, kwargs))
         self.uses.update(id(tensor) for tensor in given if id(tensor) in self._watched)

@@ -28,7 +28,8 @@ class _Gate(torch.autograd.Function):
         to_input = grad * gates.to(grad.dtype) if ctx.needs_input_grad[0] else None
         to_gates = None
         if ctx.needs_input_grad[1]:
-            moved = y - rest if bool(rest.any()) else y
+            # Compiled code cannot ask, and need not: there the difference costs nothing.
+            moved = y - rest if torch.compiler.is_compiling() or bool(rest.any()) else y
             to_gates = reduce_to(grad * moved, gates)
         return to_input, to_gates, None
 

@@ -64,6 +64,18 @@ NO_BIAS_ALONE = (
     functional.batch_norm,
 )  # their bias cannot be left out, or is no pass of its own
 
+# What can be asked of a tensor without reading its numbers.
+ASKING = {"__get__", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "__len__"}
+ASKING |= {
+    "is_contiguous",
+    "is_floating_point",
+    "is_complex",
+    "get_device",
+    "element_size",
+    "type",
+    "__hash__",
+}
+
 
 def _addmm_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     """torch.addmm calls its arguments input, mat1 and mat2; here they are bias, input and weight."""

@@ -123,17 +123,19 @@ def require_agreement(
     turn = np.arange(examples) % 2
     dtype = next(gated.model.parameters()).dtype
     with torch.no_grad():
-        expected = _scaled(gated, components, outputs, rows)
+        expected = scaled_outputs(gated, components, outputs, rows)
         for what, gates in (("one gate vector", rows[0]), ("a gate vector for each example", rows[turn])):
-            with gated.at(torch.tensor(gates, dtype=torch.promote_types(dtype, torch.float32))):
+            exact = torch.promote_types(dtype, torch.float32)
+            with gated.at(torch.tensor(gates, dtype=exact, device=expected.device)):
                 found = outputs()
             literal = expected[0] if gates.ndim == 1 else expected[torch.from_numpy(turn), range(examples)]
             _require_close(found, literal, what, dtype)
 
 
-def _scaled(
+def scaled_outputs(
     gated: GatedActivations, components: ComponentSet, outputs: Callable[[], Tensor], rows: np.ndarray
 ) -> Tensor:
+    """Outputs [rows, examples] of `gated.model` with its weights scaled by rows of gates, then restored."""
     scaled = ScaledWeights(gated.model, components, sites=gated.sites)
     try:
         found = []
@@ -145,9 +147,14 @@ def _scaled(
         scaled.set(np.ones(len(components)))
 
 
-def _require_close(found: Tensor, expected: Tensor, what: str, dtype: torch.dtype) -> None:
+def allowed_difference(expected: Tensor, dtype: torch.dtype) -> float:
+    """How far outputs that should be these may be from them, in a model of this dtype."""
     spread = float((expected - expected.mean()).abs().max()) + float(expected.abs().max())
-    allowed = {torch.float64: 1e-9, torch.float32: 1e-3}.get(dtype, 0.1) * max(spread, 1e-6)
+    return {torch.float64: 1e-9, torch.float32: 1e-3}.get(dtype, 0.1) * max(spread, 1e-6)
+
+
+def _require_close(found: Tensor, expected: Tensor, what: str, dtype: torch.dtype) -> None:
+    allowed = allowed_difference(expected, dtype)
     difference = float((found - expected).abs().max())
     if not difference <= allowed:
         raise ComponentError(
