@@ -65,5 +65,7 @@ $(INSTALLED): pyproject.toml requirements.txt
 	@touch $@
 
 $(INSTALLED_BENCH): $(INSTALLED)
-	$(PIP_INSTALL) -e ".[dev,vision,language,bench]"
+	$(PIP_INSTALL) -e ".[dev,vision,language,bench]" ipython
+	# Peers of the regression, without what they ask for beside: old releases of numpy, in one case.
+	$(PIP_INSTALL) --no-deps adelie==1.1.52 celer==0.7.4 skglm==0.5
 	@touch $@

@@ -47,19 +47,38 @@ def row_blocks(
     Each shard is read once; what is summed over these blocks in order does not depend on how the
     rows were sharded.
     """
-    pending: list[RowBlock] = []
-    current = None
     columns = _as_slice(columns)
+    block = None
     for item in items:
         shard = store.read(item)
         values = decode(shard.outputs[output][:, columns], untouched[columns])
         for number in np.unique(shard.rows // size):
-            if pending and number != current:
-                yield _take(pending)
-            current, here = number, shard.rows // size == number
-            pending.append(RowBlock(shard.rows[here], shard.masks[here], values[here]))
-    if pending:
-        yield _take(pending)
+            if block and number != block.number:
+                yield block.taken()
+                block = None
+            here = shard.rows // size == number
+            block = block or _Filling(int(number), size, shard.masks.shape[1], values.shape[1])
+            block.add(shard.rows[here], shard.masks[here], values[here])
+    if block:
+        yield block.taken()
+
+
+class _Filling:
+    """A block that shards are copied into: the memory is that of one block, however many shards it spans."""
+
+    def __init__(self, number: int, size: int, components: int, columns: int) -> None:
+        self.number, self._count = number, 0
+        shapes = ((size,), np.int64), ((size, components), np.bool_), ((size, columns), np.float32)
+        self._arrays = [np.empty(shape, dtype) for shape, dtype in shapes]
+
+    def add(self, *parts: np.ndarray) -> None:
+        stop = self._count + len(parts[0])
+        for array, part in zip(self._arrays, parts, strict=True):
+            array[self._count : stop] = part
+        self._count = stop
+
+    def taken(self) -> RowBlock:
+        return RowBlock(*(array[: self._count] for array in self._arrays))
 
 
 def _as_slice(columns: slice | np.ndarray) -> slice | np.ndarray:
@@ -67,16 +86,6 @@ def _as_slice(columns: slice | np.ndarray) -> slice | np.ndarray:
     if isinstance(columns, slice) or not len(columns) or (np.diff(columns) != 1).any():
         return columns
     return slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def _take(pending: list[RowBlock]) -> RowBlock:
-    """Join the parts of a block and let go of them, so that they are not held while it is used."""
-    parts = list(pending)
-    pending.clear()
-    if len(parts) == 1:
-        return parts[0]
-    arrays = zip(*((part.rows, part.masks, part.outputs) for part in parts), strict=True)
-    return RowBlock(*(np.concatenate(list(array)) for array in arrays))
 
 
 class StoredArray:

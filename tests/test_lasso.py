@@ -130,14 +130,15 @@ def test_patience_saves_sweeps_and_finds_the_same_first_minimum():
 
 def test_columns_do_not_know_of_each_other():
     masks, outputs = rows_of(columns=40)
-    together = fit(masks, outputs)
+    exact = {"refit_tolerance": 1e-6}  # solutions agree as far as they are solved
+    together = fit(masks, outputs, **exact)
     order = np.random.default_rng(0).permutation(40)
-    shuffled = fit(masks, outputs[:, order])
-    np.testing.assert_allclose(shuffled.weights, together.weights[order], atol=1e-6)
+    shuffled = fit(masks, outputs[:, order], **exact)
+    np.testing.assert_allclose(shuffled.weights, together.weights[order], atol=5e-6)
     np.testing.assert_allclose(shuffled.details["penalty"], together.details["penalty"][order], rtol=1e-6)
-    alone = [fit(masks, outputs[:, [k]]) for k in range(3)]
+    alone = [fit(masks, outputs[:, [k]], **exact) for k in range(3)]
     for k, one in enumerate(alone):
-        np.testing.assert_allclose(one.weights[0], together.weights[k], atol=1e-6)
+        np.testing.assert_allclose(one.weights[0], together.weights[k], atol=5e-6)
 
 
 def test_threads_do_not_matter():

@@ -66,7 +66,7 @@ def _automatic(settings: RidgeSettings, problem: Problem) -> tuple[str, str]:
                 todo='use choose="gcv"',
             )
         return "eigen", "exact leave-one-out errors need the eigenvectors"
-    if 2 * rows < components and _EIGEN_BYTES * rows**2 <= problem.budget:
+    if 2 * rows < components and (_EIGEN_BYTES * rows + 16 * components) * rows <= problem.budget:
         return "dual", f"{rows} rows are fewer than half of {components} components"
     if len(settings.grid) <= FEW and cholesky <= problem.budget:
         return "cholesky", f"{len(settings.grid)} penalties; {cholesky / _GIB:.2f} GiB fit into {budget}"

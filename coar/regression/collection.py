@@ -168,6 +168,7 @@ def in_order(blocks: Iterable[RowBlock]) -> Iterator[RowBlock]:
             )
         last = int(block.rows[-1])
         yield block
+        del block  # before the next is read
 
 
 def require_finite(whole: FixedPoint, block: RowBlock) -> None:

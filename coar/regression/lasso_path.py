@@ -140,11 +140,12 @@ class LassoFitter:
         tolerance = np.maximum(self.settings.tolerance * largest, 1e-30).astype(np.float32)
         weights = np.zeros_like(covariance)
         residual, held_residual = covariance.copy(), held_covariance.copy()
-        best = _Best(weights)
+        best, ahead = _Best(weights), Ahead(weights, residual, held_residual)
         for penalty in self._path(largest):
             live = best.live(self.settings.patience)
             if not len(live):
                 break
+            ahead.move(live, penalty[live])
             arrays = (self.train.gram, weights, residual, *self._split(penalty), tolerance)
             second = (self.held.gram, held_residual)
             self.solve(self.settings.max_sweeps, *arrays, second=second, chosen=live)
@@ -170,6 +171,38 @@ class LassoFitter:
                 f"{self.settings.refit_tolerance:g} of penalty_max; the worst is at {kkt.max():.2g}: "
                 "raise max_sweeps"
             )
+
+
+class Ahead:
+    """Warm starts that look ahead: between two penalties at which a weight appears or leaves, weights are
+    linear in the penalty, and residuals with them, so that the next solution is on the line through the
+    last two.
+
+    Args:
+        arrays: weights and residuals [columns, components]; moved in place.
+    """
+
+    def __init__(self, *arrays: np.ndarray) -> None:
+        self._arrays = arrays
+        self._before = [array.copy() for array in arrays]
+        self._penalties: list[np.ndarray] = []  # the last two of every column
+
+    def move(self, live: np.ndarray, penalty: np.ndarray) -> None:
+        """Move some columns to where the line through their last two solutions is at a new penalty."""
+        full = np.zeros(len(self._arrays[0]))
+        full[live] = penalty
+        if len(self._penalties) == 2:
+            last, before = (kept[live] for kept in self._penalties)
+            gap = last - before
+            factor = np.divide(penalty - last, gap, out=np.zeros_like(gap), where=gap != 0)[:, None]
+            for array, older in zip(self._arrays, self._before, strict=True):
+                now = array[live]
+                array[live] = now + factor.astype(np.float32) * (now - older[live])
+                older[live] = now
+        elif self._penalties:  # one solution: a point, no line
+            for array, older in zip(self._arrays, self._before, strict=True):
+                older[live] = array[live]
+        self._penalties = [full, *self._penalties[:1]]
 
 
 class _Best:

@@ -229,17 +229,20 @@ class Problem:
     def blocks(self, columns: slice, part: str = ALL) -> Iterator[RowBlock]:
         """The rows themselves, block by block."""
         for block in in_order(self.source.blocks(columns)):
-            if part == ALL:
-                yield block
-                continue
-            here = is_held_out(block.rows, self.held_out) == (part == HELD_OUT)
-            yield RowBlock(block.rows[here], block.masks[here], block.outputs[here])
+            if part != ALL:
+                here = is_held_out(block.rows, self.held_out) == (part == HELD_OUT)
+                block = RowBlock(block.rows[here], block.masks[here], block.outputs[here])
+            yield block
+            del block  # before the next is read
 
     def packed(self, part: str = ALL) -> PackedMasks:
         """All masks of a part in memory, eight components to a byte."""
-        bits = [np.packbits(b.masks, axis=1, bitorder="little") for b in self.blocks(slice(0, 0), part)]
-        empty = np.empty((0, (self.num_components + 7) // 8), np.uint8)
-        return PackedMasks(np.concatenate([empty, *bits]), self.num_components)
+        bits = np.empty((self.num_rows, (self.num_components + 7) // 8), np.uint8)
+        count = 0
+        for block in self.blocks(slice(0, 0), part):
+            bits[count : count + len(block.rows)] = np.packbits(block.masks, axis=1, bitorder="little")
+            count += len(block.rows)
+        return PackedMasks(bits[:count], self.num_components)
 
 
 def _too_few(got: str) -> FitError:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 TILE = 512  # rows of a product at a time: its int32 result stays small, and X'X skips what mirrors
+COLUMNS = 1024  # of a product at a time
 _BITS, _BYTE = 23, 0x808080  # 2**23 is the largest whole number; _BYTE moves three digits to 0..255
 _LARGEST = 0.99  # of 2**23: so that the highest digit fits, too
 _SMALLEST = -900  # exponent; smaller numbers are 0
@@ -99,6 +100,10 @@ def add_products(masks: torch.Tensor, outputs: FixedPoint, cross: torch.Tensor) 
         outputs: of [rows, columns].
         cross: float64 [components, columns].
     """
+    if cross.shape[1] > COLUMNS:
+        for some in (slice(first, first + COLUMNS) for first in range(0, cross.shape[1], COLUMNS)):
+            add_products(masks, FixedPoint(outputs.whole[:, some], outputs.scale[some]), cross[:, some])
+        return
     digits = outputs.digits() if fast_int8(masks.device.type) else outputs.whole.double()
     for start in range(0, masks.shape[1], TILE):
         rows = masks[:, start : start + TILE].t()

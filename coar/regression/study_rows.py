@@ -45,6 +45,7 @@ class StudyRows:
         for block in row_blocks(self._store, items, self._output, self._untouched, BLOCK_ROWS, chosen):
             if block.rows[0] >= start:
                 yield block
+            del block  # before the next is read
 
 
 def _named(columns: np.ndarray) -> str:
