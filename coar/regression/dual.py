@@ -12,16 +12,14 @@ standard errors are the same algebra (`coar.regression.spectrum`) on fewer direc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
 from coar.regression.eigen import EigenFitter, decompose
-from coar.regression.problem import PackedMasks, Problem
+from coar.regression.problem import PackedMasks
 from coar.regression.products import add_counts, mirror
-from coar.regression.ridge_settings import RidgeSettings
-from coar.regression.spectrum import RANK_TOLERANCE, Spectrum, require_determined
+from coar.regression.spectrum import RANK_TOLERANCE
 from coar.regression.statistics import MaskCounts
 
 _COMPONENTS = 4096  # unpacked at a time; a multiple of 8
@@ -38,16 +36,11 @@ class DualFitter(EigenFitter):
         FitError: a penalty of 0 where the masks do not determine every weight.
     """
 
-    def __init__(self, settings: RidgeSettings, problem: Problem) -> None:
-        self.settings, self.problem = settings, problem
-        self.counts = problem.counts()
-        values, self.vectors = directions(problem.packed(), self.counts, problem.device)
-        self.penalties = np.array(settings.grid)
-        self.spectrum = Spectrum(values, self.penalties, self.counts, constants=0)
-        self.rank = self.spectrum.rank
-        self.notes: dict[str, Any] = {"algorithm": "dual"}
-        if min(settings.grid) == 0:
-            require_determined(self.counts, self.rank)
+    algorithm = "dual"
+
+    def _decomposed(self) -> tuple[np.ndarray, np.ndarray, int]:
+        found = directions(self.problem.packed(), self.problem.counts(), self.problem.device)
+        return *found, 0  # constant components have no direction here
 
 
 def directions(

@@ -11,7 +11,7 @@ from coar.attribution_blocks import Block
 from coar.regression.problem import Problem
 from coar.regression.ridge_settings import RidgeSettings
 from coar.regression.spectrum import Spectrum, explained, require_determined, standard_errors
-from coar.regression.statistics import MaskCounts, OutputStatistics
+from coar.regression.statistics import OutputStatistics
 
 
 class EigenFitter:
@@ -25,18 +25,24 @@ class EigenFitter:
         FitError: a penalty of 0 where the masks do not determine every weight.
     """
 
+    algorithm = "eigen"
+
     def __init__(self, settings: RidgeSettings, problem: Problem) -> None:
         self.settings, self.problem = settings, problem
-        masks = problem.masks()
-        self.counts = MaskCounts(masks.rows, masks.counts)
-        values, self.vectors = decompose(masks.correlation(), problem.device)
+        values, self.vectors, constants = self._decomposed()
+        self.counts = problem.counts()
         self.penalties = np.array(settings.grid)
-        constants = int(self.counts.constant.sum())
         self.spectrum = Spectrum(values, self.penalties, self.counts, constants)
         self.rank = self.spectrum.rank
-        self.notes: dict[str, Any] = {"algorithm": "eigen"}
+        self.notes: dict[str, Any] = {"algorithm": self.algorithm}
         if min(settings.grid) == 0:
             require_determined(self.counts, self.rank)
+
+    def _decomposed(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Eigenvalues, eigenvectors [components, directions], and how many stand for constant components."""
+        masks = self.problem.masks()
+        values, vectors = decompose(masks.correlation(), self.problem.device)
+        return values, vectors, int(masks.constant.sum())
 
     def fit(self, columns: slice) -> Block:
         """Fit some columns."""
