@@ -174,9 +174,10 @@ class LassoFitter:
 
 
 class Ahead:
-    """Warm starts that look ahead: between two penalties at which a weight appears or leaves, weights are
-    linear in the penalty, and residuals with them, so that the next solution is on the line through the
-    last two.
+    """Warm starts that look ahead along the path.
+
+    Between two penalties at which a weight appears or leaves, weights are linear in the penalty, and
+    residuals with them: the next solution is on the line through the last two.
 
     Args:
         arrays: weights and residuals [columns, components]; moved in place.
