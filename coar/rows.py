@@ -19,7 +19,7 @@ class RowBlock:
     Attributes:
         rows: int64 [k], row numbers.
         masks: bool [k, components].
-        outputs: float32 [k, columns], in output units.
+        outputs: [k, columns], in output units; float32, or float64 where float16 differences are stored.
     """
 
     rows: np.ndarray
@@ -47,17 +47,17 @@ def row_blocks(
     Each shard is read once; what is summed over these blocks in order does not depend on how the
     rows were sharded.
     """
-    columns = _as_slice(columns)
+    columns = as_slice(columns)
     block = None
     for item in items:
         shard = store.read(item)
-        values = decode(shard.outputs[output][:, columns], untouched[columns])
+        values = _exact(shard.outputs[output][:, columns], untouched[columns])
         for number in np.unique(shard.rows // size):
             if block and number != block.number:
                 yield block.taken()
                 block = None
             here = shard.rows // size == number
-            block = block or _Filling(int(number), size, shard.masks.shape[1], values.shape[1])
+            block = block or _Filling(int(number), size, shard.masks.shape[1], values)
             block.add(shard.rows[here], shard.masks[here], values[here])
     if block:
         yield block.taken()
@@ -66,9 +66,9 @@ def row_blocks(
 class _Filling:
     """A block that shards are copied into: the memory is that of one block, however many shards it spans."""
 
-    def __init__(self, number: int, size: int, components: int, columns: int) -> None:
+    def __init__(self, number: int, size: int, components: int, values: np.ndarray) -> None:
         self.number, self._count = number, 0
-        shapes = ((size,), np.int64), ((size, components), np.bool_), ((size, columns), np.float32)
+        shapes = ((size,), np.int64), ((size, components), np.bool_), ((size, values.shape[1]), values.dtype)
         self._arrays = [np.empty(shape, dtype) for shape, dtype in shapes]
 
     def add(self, *parts: np.ndarray) -> None:
@@ -81,7 +81,12 @@ class _Filling:
         return RowBlock(*(array[: self._count] for array in self._arrays))
 
 
-def _as_slice(columns: slice | np.ndarray) -> slice | np.ndarray:
+def _exact(stored: np.ndarray, untouched: np.ndarray) -> np.ndarray:
+    """As `decode`, in float64: float32 would round small differences to a large output away."""
+    return stored if stored.dtype != np.float16 else stored + untouched.astype(np.float64)
+
+
+def as_slice(columns: slice | np.ndarray) -> slice | np.ndarray:
     """Columns that follow each other as a slice: a view instead of a copy."""
     if isinstance(columns, slice) or not len(columns) or (np.diff(columns) != 1).any():
         return columns

@@ -156,6 +156,12 @@ class Store:
         outputs = {name: arrays[_OUTPUT + name] for name in self.dtypes}
         return Shard(arrays["rows"], masks.view(bool), outputs, header["record"])
 
+    def digest(self, item: Item) -> str:
+        """Digest of a shard's header, and so of its contents as they were written; reads the header alone."""
+        path = self.path(item.index)
+        with _opened(path) as file:
+            return digest_json(_header((file.metadata() or {}).get("coar", "{}"), path))
+
     def count(self, item: Item) -> int:
         """How many rows a shard holds, from its header alone; `read` checks the contents."""
         with _opened(self.path(item.index)) as file:

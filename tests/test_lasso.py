@@ -208,8 +208,9 @@ def test_from_a_study_by_blocks(tmp_path, monkeypatch):
     assert whole.provenance["method"] == "lasso"
     assert whole.provenance["notes"]["algorithm"] == "coordinate_descent"
     assert whole.errors is None
-    monkeypatch.setattr("coar.regression.problem.COLUMN_SHARE", 0.01)
-    saved = coar.fit(study, Lasso(), save_as="blocks", memory=28 * 15**2)
+    monkeypatch.setattr("coar.regression.problem.BLOCK_COLUMN_BYTES", 0)
+    monkeypatch.setattr("coar.regression.problem.COLUMN_SHARE", 2.5 * 8 * 15 / 2**30)
+    saved = coar.fit(study, Lasso(), save_as="blocks", memory="1 GiB")
     assert len(saved.ranges) > 1
     np.testing.assert_allclose(saved.weights, whole.weights, atol=1e-6)
 

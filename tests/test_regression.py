@@ -140,8 +140,9 @@ def test_the_size_of_shards_does_not_change_a_single_bit(tmp_path, monkeypatch):
 
 def test_blocks_of_columns_on_disk_do_not_matter(study, monkeypatch):
     whole = coar.fit(study)
-    monkeypatch.setattr("coar.regression.problem.COLUMN_SHARE", 1.0)
-    saved = coar.fit(study, save_as="blocks", memory=8 * 15 * 2, solver=coar.Ridge(algorithm="eigen"))
+    monkeypatch.setattr("coar.regression.problem.BLOCK_COLUMN_BYTES", 0)
+    monkeypatch.setattr("coar.regression.problem.COLUMN_SHARE", 2.5 * 8 * 15 / 2**30)
+    saved = coar.fit(study, save_as="blocks", memory="1 GiB")
     assert len(saved.ranges) == 3  # of two columns
     np.testing.assert_allclose(saved.weights, whole.weights, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(saved.errors, whole.errors, rtol=1e-5, atol=1e-7)

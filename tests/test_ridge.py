@@ -52,12 +52,36 @@ def test_cholesky_is_eigen(num_rows, penalties):
 
 
 def test_cholesky_in_float32_is_eigen_almost(monkeypatch):
-    monkeypatch.setattr("coar.regression.cholesky.DOUBLE_SHARE", 0.0)
+    monkeypatch.setattr("coar.regression.cholesky.fits_double", lambda *_: False)
     data = rows_of(coar.Bernoulli(ablation_fraction=0.1), 400)
     cholesky, fitter = fit(*data, penalties=PATH, algorithm="cholesky")
     assert fitter.notes["precision"] == "float32"
     eigen, _ = fit(*data, penalties=PATH, algorithm="eigen")
-    require_same(cholesky, eigen, 1e-4)
+    require_same(cholesky, eigen, 1e-5)
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("penalty", [1e-12, 1e-8, 1e-6, 1e-5, 1e-3, 0.1])
+@pytest.mark.parametrize("design", ["few rows", "sets of one size", "two alike"])
+def test_factors_are_right_or_refused(monkeypatch, design, penalty, double):
+    """Where the design leaves directions open, small penalties lose digits: found out, and left to eigen."""
+    monkeypatch.setattr("coar.regression.cholesky.fits_double", lambda *_: double)
+    masks, outputs = rows_of(coar.Bernoulli(ablation_fraction=0.1), 35 if design == "few rows" else 300)
+    if design == "sets of one size":
+        masks, outputs = rows_of(coar.FixedSize(ablation_fraction=0.1), 300)
+    if design == "two alike":
+        masks[:, 1] = masks[:, 0]
+    eigen, _ = fit(masks, outputs, penalties=penalty, algorithm="eigen")
+    try:
+        cholesky, _ = fit(masks, outputs, penalties=penalty, algorithm="cholesky")
+    except FitError:
+        assert penalty < (1e-4 if double else 0.05)
+        automatic, fitter = fit(masks, outputs, penalties=penalty)
+        assert fitter.notes["algorithm"] in ("eigen", "dual")
+        require_same(automatic, eigen, 1e-9)
+        return
+    np.testing.assert_allclose(cholesky.weights, eigen.weights, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(cholesky.errors, eigen.errors, rtol=2e-3)
 
 
 @pytest.mark.parametrize("algorithm", ["eigen", "cholesky"])
@@ -191,15 +215,27 @@ class TestColumns:
         name = study.columns["mean"].names[2]
         assert coar.fit(study, columns=[name]).columns.names == (name,)
 
+    @pytest.mark.parametrize("columns", [3, "01", [1.5], [True, False], slice(0, 3), np.array([True, False])])
+    def test_what_are_no_columns_is_refused(self, study, columns):
+        with pytest.raises(coar.errors.AxisError, match="columns to fit"):
+            coar.fit(study, columns=columns)
+
     @pytest.mark.parametrize("columns", [[99], [-1], ["nobody"], [], [1, 1]])
     def test_others_are_refused(self, study, columns):
         with pytest.raises(coar.errors.AxisError, match="column"):
             coar.fit(study, columns=columns)
 
 
-def test_a_string_that_is_no_solver_is_refused(tmp_path):
-    with pytest.raises(SettingError, match="solver"):
-        coar.fit(tmp_path, "lasagna")
+@pytest.mark.parametrize("solver", ["lasagna", coar.Ridge, 3, None])
+def test_what_is_no_solver_is_refused(study, solver):
+    with pytest.raises(SettingError, match="not a solver"):
+        coar.fit(study, solver)
+
+
+def test_what_is_no_study_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="a study") as error:
+        coar.fit(tmp_path)
+    assert "Study.open" in error.value.todo
 
 
 def test_edges_are_warned_of_for_every_algorithm():

@@ -1,5 +1,7 @@
 """Statistics: the same for any shards, parts and interruptions; kept between fits; refused when damaged."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coar
-from coar.errors import FitError, OutputError, SettingError, StoreError
-from coar.regression import collection
+from coar.errors import CoarWarning, FitError, OutputError, SettingError, StoreError
+from coar.regression import collection, sums
 from coar.regression.problem import ArrayRows, Problem
 from coar.regression.statistics import MaskStatistics
 from coar.regression.study_rows import StudyRows
@@ -16,7 +18,7 @@ from coar.store import Store
 from coar.testing import SubsetMean
 
 DESIGN = coar.Bernoulli(ablation_fraction=0.3, seed=2)
-EVERYTHING = slice(0, 5)
+EVERYTHING = slice(0, 6)
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def make_study(path, num_rows, rows_per_shard=30):
 
 
 def problem_of(study, held_out=0, keep=False):
-    return Problem(StudyRows(study, "mean", np.arange(5), keep), held_out)
+    return Problem(StudyRows(study, "mean", np.arange(6), keep), held_out)
 
 
 def arrays_of(problem, part="all"):
@@ -66,7 +68,7 @@ def require_close(ours, expected, shifted_size):
 def test_they_are_the_definitions(rows, components, held_out, seed):
     held_out = 0 if held_out < 2 else held_out
     rng = np.random.default_rng(seed)
-    masks, outputs = rng.random((rows, components)) < 0.8, rng.normal(size=(rows, 5)).astype(np.float32)
+    masks, outputs = rng.random((rows, components)) < 0.8, rng.normal(size=(rows, 6)).astype(np.float32)
     problem = Problem.from_arrays(masks, outputs, held_out)
     shift = outputs[0].astype(np.float64)
     require_close(arrays_of(problem), slow(masks, outputs, shift), rows * 4)
@@ -159,6 +161,66 @@ class TestKept:
         masks = {p.name.split("-")[1] for p in (study.directory / "statistics").glob("masks-*")}
         assert len(masks) == 1
 
+    @pytest.mark.parametrize("columns", [[0, 2, 1, 3], [0, 3, 5], [5, 4, 3], [0, 4, 2, 3]])
+    def test_sums_of_other_columns_are_not_taken(self, tmp_path, columns):
+        study = make_study(tmp_path / "s", 300)
+        coar.fit(study), coar.fit(study, columns=[0, 1, 2, 3])
+        whole = coar.fit(study, keep_statistics=False)
+        np.testing.assert_allclose(coar.fit(study, columns=columns).weights, whole.rows(columns), rtol=1e-6)
+
+    def test_sums_of_rows_that_were_redone_are_not_taken(self, tmp_path):
+        """Rows that had failed are computed after all: their shards are others, and so are the sums."""
+        study = make_study(tmp_path / "s", 300)
+        item = study.items()[2]
+        shard = study.store.read(item)
+        few = type(shard)(shard.rows[5:], shard.masks[5:], {k: v[5:] for k, v in shard.outputs.items()}, {})
+        study.store.path(2).unlink()
+        study.store.write(item, few)
+        assert problem_of(study, keep=True).masks().rows == 295
+        study.store.path(2).unlink()
+        study.run(progress=False)
+        require_equal(arrays_of(problem_of(study, keep=True)), arrays_of(problem_of(study)))
+        assert problem_of(study, keep=True).masks().rows == 300
+
+    def test_a_shard_that_is_lost_after_a_fit_is_not_half_remembered(self, tmp_path):
+        study = make_study(tmp_path / "s", 300)
+        coar.fit(study, columns=[0, 1, 2])
+        study.store.path(0).unlink()
+        found = coar.fit(study, columns=[3, 4], partial=True)
+        assert found.provenance["rows"] == 270
+        fresh = coar.fit(study, columns=[3, 4], partial=True, keep_statistics=False)
+        np.testing.assert_array_equal(found.weights, fresh.weights)
+
+    def test_a_file_that_another_process_replaces_meanwhile_is_looked_for_again(self, tmp_path, monkeypatch):
+        study = make_study(tmp_path / "s", 300)
+        expected = arrays_of(problem_of(study, keep=True))
+        original, gone = sums._load, []
+
+        def load(path, arrays=True):
+            if not gone:
+                gone.append(path)
+                raise FileNotFoundError(path)
+            return original(path, arrays)
+
+        monkeypatch.setattr(sums, "_load", load)
+        require_equal(arrays_of(problem_of(study, keep=True)), expected)
+        assert gone
+
+    def test_a_study_that_cannot_be_written_to_is_fitted_all_the_same(self, tmp_path):
+        study = make_study(tmp_path / "s", 300)
+        (study.directory / "statistics").write_text("not a folder")
+        with pytest.warns(CoarWarning, match="not kept"):
+            found = coar.fit(study)
+        np.testing.assert_array_equal(found.weights, coar.fit(study, keep_statistics=False).weights)
+
+    def test_what_a_killed_writer_left_is_removed(self, tmp_path):
+        study = make_study(tmp_path / "s", 300)
+        arrays_of(problem_of(study, keep=True))
+        left = study.directory / "statistics" / f"x.partial-{socket.gethostname()}-999999999-{'0' * 32}"
+        left.write_text("half")
+        arrays_of(problem_of(study, keep=True))
+        assert not left.exists()
+
     def test_damage_is_named_and_refused(self, tmp_path):
         study = make_study(tmp_path / "s", 300)
         arrays_of(problem_of(study, keep=True))
@@ -228,6 +290,34 @@ def test_the_correlation_matrix_is_that_of_numpy():
     expected = np.corrcoef(masks[:, varying].astype(float).T)
     np.testing.assert_allclose(found[np.ix_(varying, varying)], expected, atol=1e-14)
     np.testing.assert_array_equal(found[[7, 9]], np.eye(30)[[7, 9]])
+
+
+def test_small_differences_to_a_large_untouched_output_are_not_rounded_away(tmp_path):
+    """Stored as float16 differences: they are summed as such, not after adding 30,000 in float32."""
+    from coar.regression.collection import BLOCK_ROWS
+    from coar.rows import row_blocks
+
+    study = coar.Study.create(tmp_path / "s", SubsetMean(), DESIGN, 60, dtypes={"mean": "float16"})
+    study.run(progress=False)
+    far = {"mean": np.full(6, 3e4, np.float32)}
+    (block,) = row_blocks(study.store, study.finished(), "mean", far["mean"], BLOCK_ROWS)
+    shards = [study.store.read(item) for item in study.finished()]
+    stored = np.concatenate([shard.outputs["mean"] for shard in shards])
+    np.testing.assert_array_equal(block.outputs - 3e4, (stored + np.float64(3e4)) - 3e4)
+    np.testing.assert_allclose(block.outputs - 3e4, stored, atol=1e-11)
+
+
+@pytest.mark.parametrize("values", [np.full((50, 3), 0.3), np.full((50, 3), 2), np.full((50, 3), np.nan)])
+def test_masks_that_are_not_masks_are_refused(values):
+    with pytest.raises(FitError, match="0 or 1"):
+        Problem.from_arrays(values, np.zeros((50, 1)))
+    ones = np.random.default_rng(0).integers(2, size=(50, 3))
+    assert Problem.from_arrays(ones, np.zeros((50, 1))).masks().rows == 50
+
+
+def test_many_columns_and_few_components_stay_within_the_budget():
+    problem = Problem.from_arrays(np.zeros((2048, 10), bool), np.zeros((2048, 4000)), budget=2**28)
+    assert max(s.stop - s.start for s in problem.column_slices) * 2048 * 25 < 2**28 / 8
 
 
 def test_held_out_rows_go_by_their_number():

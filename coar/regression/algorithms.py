@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from coar.attribution_blocks import Block
 from coar.errors import FitError
+from coar.plan import size
 from coar.regression.cholesky import CholeskyFitter
 from coar.regression.eigen import EigenFitter
 from coar.regression.problem import Problem
 from coar.regression.ridge_settings import RidgeSettings
 
 FEW = 3  # penalties; beyond, one eigendecomposition is faster than as many factors and inverses
-_GIB = 2**30
 # Bytes per entry of a components x components matrix at the peak: X'X in int32 and, in float64, the
 # matrix, its eigenvectors and twice as much work space. Factors can do with float32.
 _EIGEN_BYTES = 36
@@ -56,26 +56,34 @@ def choose(settings: RidgeSettings, problem: Problem) -> Choice:
 def _automatic(settings: RidgeSettings, problem: Problem) -> tuple[str, str]:
     rows, components = problem.num_rows, problem.num_components
     eigen, cholesky = memory_needed(settings, components)
-    budget = f"a budget of {problem.budget / _GIB:.1f} GiB"
+    budget = f"a budget of {size(problem.budget)}"
     if settings.choose == "loo":
         if eigen > problem.budget:
             raise FitError(
                 "exact leave-one-out errors need an eigendecomposition that does not fit",
-                expected=f"a budget of {eigen / _GIB:.1f} GiB",
+                expected=f"a budget of {size(eigen)}",
                 got=budget,
                 todo='use choose="gcv"',
             )
         return "eigen", "exact leave-one-out errors need the eigenvectors"
     if 2 * rows < components and (_EIGEN_BYTES * rows + 16 * components) * rows <= problem.budget:
         return "dual", f"{rows} rows are fewer than half of {components} components"
+    count = "1 penalty" if len(settings.grid) == 1 else f"{len(settings.grid)} penalties"
     if len(settings.grid) <= FEW and cholesky <= problem.budget:
-        return "cholesky", f"{len(settings.grid)} penalties; {cholesky / _GIB:.2f} GiB fit into {budget}"
+        return "cholesky", f"{count}; {size(cholesky)} fit into {budget}"
     if eigen <= problem.budget:
-        return "eigen", f"{len(settings.grid)} penalties; {eigen / _GIB:.2f} GiB fit into {budget}"
+        return "eigen", f"{count}; {size(eigen)} fit into {budget}"
     if cholesky <= problem.budget:
-        return "cholesky", f"eigenvectors ({eigen / _GIB:.1f} GiB) do not fit into {budget}, factors do"
-    need = f"{min(eigen, cholesky) / _GIB:.1f} GiB"
+        return "cholesky", f"eigenvectors ({size(eigen)}) do not fit into {budget}, factors do"
+    need = size(min(eigen, cholesky))
     return "conjugate_gradient", f"{components} x {components} matrices ({need}) do not fit into {budget}"
+
+
+def without_factors(settings: RidgeSettings, problem: Problem, reason: str) -> Choice:
+    """What to take where a Cholesky factor would lose too many digits."""
+    eigen, _ = memory_needed(settings, problem.num_components)
+    name = "eigen" if eigen <= problem.budget else "conjugate_gradient"
+    return Choice(name, _fitter(name), f"not by Cholesky factors: {reason}")
 
 
 def memory_needed(settings: RidgeSettings, components: int) -> tuple[int, int]:

@@ -17,12 +17,19 @@ from coar.attribution_blocks import Block
 from coar.errors import FitError
 from coar.regression.problem import Problem
 from coar.regression.ridge_settings import RidgeSettings
-from coar.regression.spectrum import RANK_TOLERANCE, explained, gcv, require_determined, standard_errors
+from coar.regression.spectrum import explained, gcv, require_determined, standard_errors
 from coar.regression.statistics import MaskCounts, MaskStatistics
 
-DOUBLE_SHARE = 1 / 4  # of the budget that float64 matrices may take; larger ones are float32
-REFINEMENTS = 3  # at most, of a float32 solution
+# Least eigenvalue of G + penalty: below, rounding shows in degrees of freedom and standard errors, which
+# come from the inverse (its error is the precision divided by the square of the eigenvalue).
+LEAST = {torch.float64: 5e-7, torch.float32: 1e-2}
+INVERSE_STEPS = 12
+REFINED, REFINEMENTS = 1e-9, 8  # relative residual of a float32 solution; steps to get there
 _TILE = 1024
+
+
+class IllConditionedError(FitError):
+    """A factor would lose too many digits."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,13 @@ class CholeskyFitter:
         if min(settings.grid) == 0:
             require_determined(masks, self.rank)
         self.penalties = np.array(settings.grid)
-        double = 8 * (2 + len(self.penalties)) * problem.num_components**2
-        self.dtype = torch.float64 if double <= DOUBLE_SHARE * problem.budget else torch.float32
+        self.dtype = torch.float64 if fits_double(settings, problem) else torch.float32
+        self.notes: dict[str, Any] = {"algorithm": "cholesky", "precision": str(self.dtype)[6:]}
         correlation = masks.correlation(np.float64 if self.dtype == torch.float64 else np.float32)
         self.matrix = torch.from_numpy(correlation).to(problem.device)
         del masks
         problem.forget_gram()
         self.factors = [self._factor(float(penalty)) for penalty in self.penalties]
-        self.notes: dict[str, Any] = {"algorithm": "cholesky", "precision": str(self.dtype)[6:]}
 
     def _factor(self, penalty: float) -> Factor:
         diagonal = self.matrix.diagonal()
@@ -76,13 +82,13 @@ class CholeskyFitter:
             lower, failed = torch.linalg.cholesky_ex(self.matrix)
         finally:
             diagonal.fill_(1.0)  # of a correlation matrix, exactly
-        smallest = float(lower.diagonal().min()) ** 2
-        if int(failed) or not smallest > RANK_TOLERANCE * (1.0 if penalty == 0 else 1e-6):
-            raise FitError(
-                f"the masks do not determine the weights with a penalty of {penalty:g}",
-                expected="a positive definite matrix",
-                got=f"pivot {int(failed)} or smallest pivot {smallest:.1e}, in {self.dtype}",
-                todo="use a larger penalty, or Ridge(algorithm='eigen')",
+        least = 0.0 if int(failed) else least_eigenvalue(lower)
+        if not least > LEAST[self.dtype]:
+            raise IllConditionedError(
+                f"the masks hardly determine the weights with a penalty of {penalty:g}",
+                expected=f"a least eigenvalue above {LEAST[self.dtype]:g}, in {self.notes['precision']}",
+                got=f"about {least:.1e}",
+                todo="use a larger penalty, more memory (memory=), or Ridge(algorithm='eigen')",
             )
         if not self.settings.errors and len(self.penalties) == 1:
             return Factor(penalty, lower, float("nan"), None)
@@ -123,17 +129,30 @@ class CholeskyFitter:
 
     def _solve(self, factor: Factor, right: np.ndarray) -> np.ndarray:
         """Standardised weights, float64 [components, columns]."""
-        wanted = torch.from_numpy(right).to(self.problem.device, self.dtype)
-        found = torch.cholesky_solve(wanted, factor.lower)
+        wanted = torch.from_numpy(right).to(self.problem.device)
+        found = torch.cholesky_solve(wanted.to(self.dtype), factor.lower).double()
         if self.dtype == torch.float64:
             return found.cpu().numpy()
         scale = wanted.norm(dim=0).clamp_min(1e-30)
         for _ in range(REFINEMENTS):
-            missing = wanted - self.matrix @ found - factor.penalty * found
-            if float((missing.norm(dim=0) / scale).max()) < 1e-6:
-                break
-            found += torch.cholesky_solve(missing, factor.lower)
-        return found.double().cpu().numpy()
+            missing = self._missing(factor.penalty, found, wanted)
+            left = float((missing.norm(dim=0) / scale).max())
+            if left < REFINED:
+                return found.cpu().numpy()
+            found += torch.cholesky_solve(missing.float(), factor.lower).double()
+        raise FitError(
+            "the solution does not settle in float32",
+            expected=f"a relative residual below {REFINED:g}",
+            got=f"{left:.1e} after {REFINEMENTS} refinements",
+            todo="use a larger penalty, more memory (memory=), or another algorithm",
+        )
+
+    def _missing(self, penalty: float, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """wanted - (G + penalty) found, products in float64, a few rows of G at a time."""
+        missing = wanted - penalty * found
+        for start in range(0, len(found), _TILE):
+            missing[start : start + _TILE] -= self.matrix[start : start + _TILE].double() @ found
+        return missing
 
     def _errors(self, choice: np.ndarray, residual: np.ndarray) -> np.ndarray | None:
         if not self.settings.errors:
@@ -141,6 +160,25 @@ class CholeskyFitter:
         freedom = np.array([factor.freedom for factor in self.factors])
         spread = np.stack([factor.spread for factor in self.factors if factor.spread is not None])
         return standard_errors(residual, freedom[choice], spread[choice], self.counts)
+
+
+def fits_double(settings: RidgeSettings, problem: Problem) -> bool:
+    """Whether X'X, the matrix, its factors and an inverse in float64 fit into the budget."""
+    inverse = settings.errors or len(settings.grid) > 1
+    each = 4 + 8 * (1 + len(settings.grid) + inverse)
+    return each * problem.num_components**2 <= problem.budget
+
+
+def least_eigenvalue(lower: torch.Tensor) -> float:
+    """About the least eigenvalue of a matrix, from its Cholesky factor, by inverse iteration."""
+    start = 1.0 + np.modf(np.arange(1, len(lower) + 1) * 0.618033988749895)[0]
+    vector = torch.from_numpy(start).to(lower)[:, None]
+    found = 1.0
+    for _ in range(INVERSE_STEPS):
+        vector = vector / vector.norm()
+        vector = torch.cholesky_solve(vector, lower)
+        found = 1.0 / max(float(vector.norm()), 1e-30)
+    return found
 
 
 def rank_bound(counts: MaskStatistics) -> int:

@@ -56,8 +56,14 @@ def minimise(
     covariance = torch.from_numpy(residual[chosen]).to(device) + start @ matrix
     own = np.stack([l1, l2, tolerance]).astype(np.float32)[:, chosen, None]
     per_column = torch.from_numpy(own).to(device)
-    run = _Run(matrix, covariance, start, per_column, largest or largest_eigenvalue(matrix))
-    iterations = run.until(max_iterations)
+    top = largest or largest_eigenvalue(matrix)
+    run = _Run(matrix, covariance, start, per_column, top)
+    try:
+        iterations = run.until(max_iterations)
+    except FitError:  # steps too long, if the eigenvalue was missed: row sums bound it
+        top = float(matrix.abs().sum(dim=1).max())
+        run = _Run(matrix, covariance, start, per_column, top)
+        iterations = run.until(max_iterations)
     moved = run.weights - start
     weights[chosen] = run.weights.cpu().numpy()
     residual[chosen] = (covariance - run.weights @ matrix).cpu().numpy()
@@ -104,7 +110,12 @@ class _Run:
                 continue
             left = covariance - new @ self.matrix
             if not bool(torch.isfinite(left).all()):
-                raise FitError("FISTA met numbers that are not finite", got="NaN or infinity in the residual")
+                raise FitError(
+                    "FISTA met numbers that are not finite",
+                    expected="finite outputs of moderate size",
+                    got="NaN or infinity in the residual",
+                    todo="look at the outputs; scale them if they are larger than 1e18",
+                )
             done = (violation(left, new, l1, l2) <= tol)[:, 0]
             if float(done.float().mean()) > 1 - COMPACT_SHARE or count == most:
                 self.weights[self._open] = new
@@ -130,9 +141,9 @@ def violation(residual: Tensor, weights: Tensor, l1: Tensor, l2: Tensor) -> Tens
 
 
 def largest_eigenvalue(matrix: Tensor) -> float:
-    """By power iteration from a fixed start."""
-    vector = torch.ones(len(matrix), 1, device=matrix.device, dtype=matrix.dtype)
-    vector[::2] = -0.5  # not orthogonal to anything special
+    """By power iteration from a fixed start that looks random: it is orthogonal to nothing special."""
+    start = 1.0 + np.modf(np.arange(1, len(matrix) + 1) * 0.618033988749895)[0]
+    vector = torch.from_numpy(start).to(matrix)[:, None]
     found = 1.0
     for _ in range(POWER_STEPS):
         product = matrix @ vector

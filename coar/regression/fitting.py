@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,7 +78,23 @@ def fit(
     Raises:
         FitError: rows are missing, or too few.
         StoreError: a shard, or a file of sums, is damaged; it is named.
+
+    >>> import tempfile
+    >>> from coar.designs import Bernoulli
+    >>> from coar.testing import SubsetMean
+    >>> folder = tempfile.mkdtemp()
+    >>> study = Study.create(folder, SubsetMean(), Bernoulli(ablation_fraction=0.3), num_rows=200)
+    >>> _ = study.run(progress=False)
+    >>> fit(study, Ridge(penalties=0.01), columns=[0, 1])
+    Attributions(2 columns x 15 components, output='mean', by ridge)
     """
+    if not isinstance(study, Study):
+        raise SettingError(
+            "the first argument is a study",
+            expected="coar.Study",
+            got=type(study).__name__,
+            todo="open it: coar.Study.open(path); for arrays see docs/regression.md",
+        )
     solver = _solver(solver)
     name = require_output(output, list(study.columns))
     path = study.attributions_path(save_as) if save_as else None
@@ -136,8 +152,10 @@ def _prepare(solver: Solver, problem: Problem) -> Fitter:
 def _solver(solver: Solver | str) -> Solver:
     if solver == "auto":
         return DEFAULT_SOLVER
-    if isinstance(solver, str) or not hasattr(solver, "prepare"):
-        raise SettingError("not a solver", expected='coar.Ridge(), coar.Lasso() or "auto"', got=repr(solver))
+    if isinstance(solver, str | type) or not hasattr(solver, "prepare"):
+        raise SettingError(
+            "not a solver", expected='coar.Ridge(), coar.Lasso(), ... or "auto"', got=f"{solver!r:.80}"
+        )
     return solver
 
 
@@ -145,6 +163,13 @@ def _positions(study: Study, output: str, columns: Sequence[int | str] | np.ndar
     axis = study.columns[output]
     if columns is None:
         return np.arange(len(axis))
+    plain = isinstance(columns, Iterable) and not isinstance(columns, str)
+    if not plain or not all(_names_a_column(column) for column in columns):
+        raise AxisError(
+            "columns to fit",
+            expected='a list of positions or names, such as [0, 1] or ["492"], or a range',
+            got=f"{columns!r:.80}",
+        )
     found = [axis.positions.get(c, -1) if isinstance(c, str) else int(c) for c in columns]
     for asked, position in zip(columns, found, strict=True):
         if not 0 <= position < len(axis):
@@ -153,6 +178,10 @@ def _positions(study: Study, output: str, columns: Sequence[int | str] | np.ndar
     if not found or len(set(found)) < len(found):
         raise AxisError("columns to fit", expected="at least one, each once", got=f"{list(columns)!r:.80}")
     return np.array(found, dtype=np.int64)
+
+
+def _names_a_column(column: object) -> bool:
+    return isinstance(column, str | int | np.integer) and not isinstance(column, bool)
 
 
 def _joined(blocks: list[Block]) -> Block:

@@ -11,6 +11,7 @@ import torch
 
 from coar.attribution_blocks import Block
 from coar.errors import FitError
+from coar.plan import size
 from coar.regression import coordinate_descent, fista
 from coar.regression.collection import ALL, HELD_OUT, TRAIN
 from coar.regression.doubts import say
@@ -20,6 +21,7 @@ from coar.regression.spectrum import explained
 from coar.regression.statistics import MaskCounts, OutputStatistics
 
 FISTA_ITERATIONS = 10  # for each sweep that is allowed
+NEGLIGIBLE = 2e-3  # of the largest penalty
 POLISH = 5  # times that a solution is continued from a residual computed anew
 _BYTES = (
     28  # per entry of a components x components matrix: three int32 sums, three float32 matrices, one spare
@@ -141,6 +143,7 @@ class LassoFitter:
         weights = np.zeros_like(covariance)
         residual, held_residual = covariance.copy(), held_covariance.copy()
         best, ahead = _Best(weights), Ahead(weights, residual, held_residual)
+        capped: np.ndarray = np.zeros(len(weights), bool)
         for penalty in self._path(largest):
             live = best.live(self.settings.patience)
             if not len(live):
@@ -148,11 +151,28 @@ class LassoFitter:
             ahead.move(live, penalty[live])
             arrays = (self.train.gram, weights, residual, *self._split(penalty), tolerance)
             second = (self.held.gram, held_residual)
-            self.solve(self.settings.max_sweeps, *arrays, second=second, chosen=live)
+            sweeps = self.solve(self.settings.max_sweeps, *arrays, second=second, chosen=live)
+            capped[live] |= sweeps > self.settings.max_sweeps
             _require_finite(residual)
             error = shifts.error(weights[live], held_covariance[live] + held_residual[live], live)
             best.look(live, penalty, error, weights)
+        if capped.any():
+            say(
+                f"{int(capped.sum())} of {len(capped)} columns were not solved on all of their path within "
+                f"{self.settings.max_sweeps} sweeps: the penalty chosen may not be the best; raise max_sweeps"
+            )
+        self._warn_end(best.penalty, largest)
         return best.penalty, best.weights, best.error
+
+    def _warn_end(self, penalty: np.ndarray, largest: np.ndarray) -> None:
+        """Warn where many columns would have gone on."""
+        least = self.settings.smallest * largest
+        if self.settings.penalties is not None:
+            least = np.full(len(largest), self.settings.penalties[-1])
+        # A penalty of a thousandth of the largest shrinks nothing worth mentioning.
+        ended = float(np.mean((penalty <= least * (1 + 1e-9)) & (penalty > NEGLIGIBLE * largest)))
+        if ended > 0.2:
+            say(f"{ended:.0%} of the columns chose the smallest penalty of their path: let it go on")
 
     def _path(self, largest: np.ndarray) -> Iterator[np.ndarray]:
         """Penalties of all columns, from the largest on, [columns] each."""
@@ -260,7 +280,7 @@ def _require_memory(problem: Problem) -> None:
     if needed > problem.budget:
         raise FitError(
             "the matrices of this design do not fit into the memory to plan with",
-            expected=f"{needed / 2**30:.1f} GiB",
-            got=f"{problem.budget / 2**30:.1f} GiB",
+            expected=size(needed),
+            got=size(problem.budget),
             todo="allow more (memory=), use fewer components, or coar.Ridge, which can do without them",
         )

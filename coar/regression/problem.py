@@ -26,7 +26,10 @@ from coar.regression.memory import memory_bytes
 from coar.regression.statistics import MaskCounts, MaskStatistics, MaskSums, OutputStatistics, OutputSums
 from coar.rows import RowBlock
 
-COLUMN_SHARE = 1 / 16  # of the budget, for X'Y of one block of columns
+COLUMN_SHARE = 1 / 16  # of the budget, for X'Y of one block of columns and a block of its rows
+BLOCK_COLUMN_BYTES = (
+    32 * BLOCK_ROWS
+)  # of one column of a block of rows: float32 and 64, whole numbers, digits
 
 
 class RowSource(Protocol):
@@ -57,8 +60,8 @@ class RowSource(Protocol):
         """Where sums are kept."""
 
     @property
-    def key(self) -> str:
-        """Names the output among the kept sums."""
+    def key(self) -> str | None:
+        """Names the output among the kept sums; None: sums of these columns are not kept."""
 
     def blocks(self, columns: slice, start: int = 0) -> Iterator[RowBlock]:
         """Rows from number `start` on, in blocks `[k * BLOCK_ROWS, (k + 1) * BLOCK_ROWS)`."""
@@ -74,7 +77,7 @@ class ArrayRows:
     numbers: np.ndarray
     complete: int = 0
     kept: Kept | None = None
-    key: str = ""
+    key: str | None = None
 
     @property
     def num_components(self) -> int:
@@ -142,6 +145,8 @@ class Problem:
                 expected="[rows, components] and [rows, columns]",
                 got=f"{masks.shape} and {outputs.shape}",
             )
+        if masks.dtype != bool and not np.isin(masks, (0, 1)).all():
+            raise FitError("masks are 0 or 1", expected="0 = ablated, 1 = kept", got="other numbers")
         shift = np.zeros(outputs.shape[1]) if not len(outputs) else outputs[0].astype(np.float64)
         rows = ArrayRows(np.asarray(masks, dtype=bool), outputs, shift, np.arange(len(masks)))
         return cls(rows, held_out, budget)
@@ -154,7 +159,8 @@ class Problem:
     @cached_property
     def column_slices(self) -> list[slice]:
         """Blocks of columns, such that X'Y of one takes a small share of the memory."""
-        size = max(1, int(self.budget * COLUMN_SHARE) // (8 * self.num_components))
+        each = 8 * self.num_components + BLOCK_COLUMN_BYTES
+        size = max(1, int(self.budget * COLUMN_SHARE) // each)
         starts = range(0, self.num_columns, size)
         return [slice(start, min(start + size, self.num_columns)) for start in starts]
 
@@ -211,7 +217,8 @@ class Problem:
             return OutputSums(self.num_components, shift, self.device)
 
         name = f"{source.key}, columns {columns.start} to {columns.stop}, {suffix}"
-        outputs = Chain(new_outputs, self.parts, edge, source.kept, f"outputs of {name}")
+        kept = source.kept if source.key else None
+        outputs = Chain(new_outputs, self.parts, edge, kept, f"outputs of {name}")
         kind = "masks" if gram else "counts"
         masks = None if again else Chain(new_masks, self.parts, edge, source.kept, f"{kind}, {suffix}")
         start = min(outputs.resume, masks.resume if masks else outputs.resume)
@@ -220,6 +227,14 @@ class Problem:
         if masks:
             self._masks = masks.finish()
         self._require_rows()
+        for part, found in self._outputs[1].items():
+            if found.rows != self._masks[part].rows:
+                raise FitError(
+                    "the rows have changed while they were read",
+                    expected=f"{self._masks[part].rows} rows ({part})",
+                    got=f"{found.rows}",
+                    todo="fit again",
+                )
 
     def _require_rows(self) -> None:
         rows = {part: found.rows for part, found in self._masks.items()}

@@ -6,7 +6,8 @@ Objective, per column, on standardised masks x (mean 0, deviation 1):
 
 The penalty is chosen per column by generalised cross-validation, from the statistics alone, or by exact
 leave-one-row-out errors, which takes a second pass over the rows. Weights come back in output units
-per component kept. Which algorithm solves it does not change the answer:
+per component kept. Which algorithm solves it does not change the answer for one penalty; with several,
+conjugate gradients choose on held-out rows instead:
 
     eigen               one eigendecomposition for all penalties; exact leave-one-out
     cholesky            a factor per penalty: the fastest for one to three
@@ -16,7 +17,9 @@ per component kept. Which algorithm solves it does not change the answer:
 
 from __future__ import annotations
 
-from coar.regression.algorithms import Fitter, choose
+from coar.regression.algorithms import Fitter, choose, without_factors
+from coar.regression.cholesky import IllConditionedError
+from coar.regression.doubts import say
 from coar.regression.problem import Problem
 from coar.regression.ridge_settings import RidgeSettings
 
@@ -45,6 +48,14 @@ class Ridge(RidgeSettings):
             FitError: a penalty of 0 where the masks do not determine every weight; too little memory.
         """
         chosen = choose(self, problem)
-        fitter = chosen.make(self, problem)
+        try:
+            fitter = chosen.make(self, problem)
+        except IllConditionedError as error:
+            if self.algorithm != "auto":
+                raise
+            chosen = without_factors(self, problem, error.what)
+            fitter = chosen.make(self, problem)
+        if self.algorithm == "auto" and chosen.algorithm == "conjugate_gradient" and len(self.grid) > 1:
+            say("conjugate gradients choose the penalty on held-out rows, not by GCV, and give no errors")
         fitter.notes["why"] = chosen.why
         return fitter

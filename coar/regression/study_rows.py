@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from coar.files import digest_json
 from coar.regression.collection import BLOCK_ROWS
 from coar.regression.sums import KeptSums
-from coar.rows import RowBlock, row_blocks
+from coar.rows import RowBlock, as_slice, row_blocks
 from coar.study import Study
 
 KEPT_BYTES = 2**30  # sums of one range that take more are made again rather than kept
@@ -35,8 +36,20 @@ class StudyRows:
         self.complete = min(missing, default=study.num_rows)
         self.kept = None
         if keep:
-            self.kept = KeptSums(study.directory / "statistics", study.store.study_digest, KEPT_BYTES)
-        self.key = f"{output}, {_named(columns)}"
+            folder, digest = study.directory / "statistics", study.store.study_digest
+            self.kept = KeptSums(folder, digest, self._mark, KEPT_BYTES)
+        # Sums of some columns are not kept: a study would fill with those of every choice.
+        everything = len(columns) == len(study.columns[output]) and isinstance(as_slice(columns), slice)
+        self.key = output if everything else None
+        self._digests: dict[int, str] = {}
+
+    def _mark(self, start: int, stop: int) -> str:
+        """Digest of the shards that a range of rows comes from: other shards, other sums."""
+        items = [item for item in self._items if item.start < stop and item.stop > start]
+        for item in items:
+            if item.index not in self._digests:
+                self._digests[item.index] = self._store.digest(item)
+        return digest_json([[item.index, self._digests[item.index]] for item in items])
 
     def blocks(self, columns: slice, start: int = 0) -> Iterator[RowBlock]:
         """Rows from number `start` on, in blocks of row numbers, whatever the shards."""
@@ -46,10 +59,3 @@ class StudyRows:
             if block.rows[0] >= start:
                 yield block
             del block  # before the next is read
-
-
-def _named(columns: np.ndarray) -> str:
-    first, last = (int(columns[0]), int(columns[-1])) if len(columns) else (0, -1)
-    if len(columns) == last - first + 1:
-        return f"columns {first} to {last + 1} of all"
-    return "columns " + ",".join(map(str, columns))
