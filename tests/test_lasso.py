@@ -178,6 +178,36 @@ def test_the_second_residual_is_kept_up_to_date(algorithm):
 
 
 @BOTH
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3])
+def test_loose_solutions_are_as_good_as_they_say(algorithm, tolerance):
+    """Along a path, from warm starts: nothing is violated by more than the tolerance."""
+    import torch
+
+    problem = Problem.from_arrays(*rows_of(500, 60, 80))
+    masks = problem.masks()
+    gram = masks.correlation(np.float32)
+    residual = problem.outputs(slice(0, 80)).covariance(masks).T.astype(np.float32).copy()
+    weights, largest = np.zeros_like(residual), np.abs(residual).max(axis=1)
+    solve = coordinate_descent.descend if algorithm == "coordinate_descent" else fista.minimise
+    for share in np.geomspace(1, 1e-3, 12, dtype=np.float32):
+        per_column = largest * share, 0 * largest, largest * np.float32(tolerance)
+        solve(gram, weights, residual, *per_column, 1_000)
+        arrays = (torch.from_numpy(a) for a in (residual, weights))
+        l1, l2 = (torch.from_numpy(a)[:, None] for a in per_column[:2])
+        found = fista.violation(*arrays, l1, l2)[:, 0].numpy()
+        assert (found <= 1.01 * per_column[2]).all()
+
+
+def test_a_small_weight_of_the_wrong_sign_is_changed():
+    """It moves by less than the tolerance, and yet violates the conditions by twice the penalty."""
+    one = np.ones(1, np.float32)
+    weights = np.full((1, 1), 0.0025, np.float32)
+    residual = np.full((1, 1), -1.005, np.float32) - weights
+    coordinate_descent.descend(np.eye(1, dtype=np.float32), weights, residual, one, 0 * one, 0.01 * one, 10)
+    assert weights[0, 0] == pytest.approx(-0.005)
+
+
+@BOTH
 @pytest.mark.filterwarnings("ignore:.*components were kept:coar.errors.CoarWarning")
 def test_constant_components_and_constant_columns_get_nothing(algorithm):
     masks, outputs = rows_of()

@@ -17,7 +17,7 @@ of G is read once for all of them; blocks run in threads.
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,8 +29,22 @@ BLOCK = 16  # columns
 
 
 def available() -> bool:
-    """Whether numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether numba is installed, and can be imported."""
+    return not why_not()
+
+
+@functools.cache
+def why_not() -> str:
+    """Why numba cannot be used, "" if it can; tried once, as another numpy than it knows breaks it."""
+    try:
+        importlib.import_module("numba")
+    except ModuleNotFoundError as error:
+        missing = "numba is not installed"
+        return missing if error.name == "numba" else f"numba cannot be imported ({error})"
+    except Exception as error:  # whatever a broken installation raises
+        text = " ".join(str(error).split())[:200]
+        return f"numba cannot be imported ({type(error).__name__}: {text})"
+    return ""
 
 
 def descend(
@@ -130,7 +144,8 @@ def _descend(
                 elif target < -threshold:
                     new = (target + threshold) * shrink[column]
                 step = new - old
-                if abs(step) <= tolerance[column] * shrink[column] and (new != 0.0 or old == 0.0):
+                # A weight of the wrong sign violates by l1 and more, however small it is.
+                if abs(step) <= tolerance[column] * shrink[column] and (old == 0.0 or new * old > 0.0):
                     continue
                 weights[column, j] = new
                 changed[k] = True
