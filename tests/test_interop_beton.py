@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import coar
-from coar.errors import CoarError, SettingError, StoreError
+from coar.errors import CoarError, CoarWarning, SettingError, StoreError
 from coar.interop import Beton, BetonField, export_beton, read_beton, write_beton, write_beton_blocks
 from coar.testing import SubsetMean
 from tests.refused import refused
@@ -112,12 +112,29 @@ def fields(draw):
 
 class TestRoundTrip:
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:FFCV:coar.errors.CoarWarning")  # the next test
     @given(arrays=fields())
     def test_what_is_written_is_read_and_is_what_the_format_says(self, tmp_path_factory, arrays):
         path = write_beton(tmp_path_factory.mktemp("trip") / "a.beton", arrays)
         same(read_beton(path), arrays)
         for name, values in naive_read(path).items():
             np.testing.assert_array_equal(values, arrays[name])
+
+    def test_float16_arrays_are_written_with_the_way_round_ffcv(self, tmp_path):
+        half = np.arange(6, dtype=np.float16).reshape(2, 3)
+        with pytest.warns(CoarWarning, match=r"hangs.*\(half\).*view\(np.int16\)"):
+            write_beton(tmp_path / "a.beton", {"half": half})
+        same(read_beton(tmp_path / "a.beton"), {"half": half})
+        write_beton(tmp_path / "b.beton", {"half": half.view(np.int16), "number": half[:, 0]})
+
+    def test_a_float16_study_becomes_float32(self, tmp_path):
+        study = coar.Study.create(
+            tmp_path / "s", SubsetMean(), coar.Bernoulli(ablation_fraction=0.3), 9, dtypes={"mean": "float16"}
+        )
+        study.run(progress=False)
+        found = read_beton(export_beton(study, tmp_path / "a.beton"))
+        assert found["targets"].dtype == np.float32
+        np.testing.assert_array_equal(found["targets"], study.outputs["mean"][:])
 
     def test_other_orders_of_pages_and_of_the_table_are_read(self, tmp_path):
         arrays = example()

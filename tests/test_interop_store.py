@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import coar
 from coar.axes import Axis
-from coar.errors import AxisError, CoarError, OutputError, SettingError, StoreError, StudyError
+from coar.errors import AxisError, CoarError, CoarWarning, OutputError, SettingError, StoreError, StudyError
 from coar.experiments.imported import ImportedRows
-from coar.interop import export_store, import_store
+from coar.interop import export_beton, export_store, import_store
+from coar.interop.original_store import OriginalStore
 from coar.spec import build_experiment, can_rebuild
 from coar.testing import SubsetMean, check_experiment, linear_experiment
 from tests.refused import refused
@@ -45,6 +46,13 @@ def example(rows=40, components=7, columns=3, dtype="float16", seed=0, finished=
 def store(tmp_path):
     arrays = example()
     return write_store(tmp_path / "store", **arrays), arrays
+
+
+def write_header(path, header):
+    """Give a .npy file another header, of whatever length."""
+    head = header.encode()
+    body = path.read_bytes()[128:]
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + body)
 
 
 def files(folder):
@@ -102,6 +110,24 @@ class TestImport:
         assert list(one.columns) == ["losses"]
         with refused(StoreError, "no output 'accuracy'", "losses, margins"):
             import_store(folder, tmp_path / "none", outputs=["accuracy"])
+
+    def test_a_single_name_is_one_output(self, tmp_path, store):
+        folder, arrays = store
+        write_store(folder, losses=arrays["margins"])
+        study = import_store(folder, tmp_path / "study", outputs="margins")
+        assert list(study.columns) == ["margins"]
+        again = export_store(import_store(folder, tmp_path / "both"), tmp_path / "again", "losses")
+        assert sorted(files(again)) == ["_completed.npy", "losses.npy", "masks.npy"]
+
+    def test_masks_that_keep_less_than_half_are_warned_of(self, tmp_path, store):
+        folder, arrays = store
+        kept = arrays["masks"][arrays["_completed"]].mean()
+        assert kept > 0.5
+        study = import_store(folder, tmp_path / "study")
+        assert study.provenance["imported"]["kept_fraction"] == pytest.approx(kept)
+        write_store(folder, masks=~arrays["masks"])
+        with pytest.warns(CoarWarning, match=f"keep {1 - kept:.1%}.*True means kept"):
+            import_store(folder, tmp_path / "inverted")
 
     def test_masks_of_other_types_that_are_0_and_1_are_masks(self, tmp_path):
         arrays = example()
@@ -319,6 +345,11 @@ class TestSpec:
         with refused(StoreError, "spec.json", *words):
             import_store(store[0], tmp_path / "study", spec=self.write(tmp_path, path, value))
 
+    def test_of_this_package_is_recognised(self, tmp_path, store):
+        study = import_store(store[0], tmp_path / "study")
+        with refused(StoreError, "not a spec of the original code", "a spec of this package"):
+            import_store(store[0], tmp_path / "again", spec=study.directory / "spec.json")
+
     def test_that_is_no_json_is_refused(self, tmp_path, store):
         (tmp_path / "spec.json").write_text("num_models: 40", encoding="utf-8")
         with refused(StoreError, "spec.json", "JSON"):
@@ -330,7 +361,7 @@ class TestBadStores:
         ("name", "change", "words"),
         [
             ("_completed", None, ["_completed.npy is missing"]),
-            ("masks", None, ["masks.npy is missing"]),
+            ("masks", None, ["masks.npy is missing", "True = kept", "margins.npy"]),
             ("margins", None, ["no outputs", "test_margins.npy"]),
             ("_completed", lambda a: a[:-1], ["_completed.npy", "(40,)", "(39,)"]),
             ("_completed", lambda a: a[:, None], ["_completed.npy", "(40,)"]),
@@ -363,6 +394,35 @@ class TestBadStores:
             import_store(folder, tmp_path / "study")
         assert not (tmp_path / "study").exists()
 
+    @pytest.mark.parametrize(
+        ("name", "array", "words"),
+        [
+            ("indices", np.arange(40), ["(40,)", "reshape(40, 1)"]),
+            ("labels", np.zeros((40, 2), int), ["int64"]),
+            ("names", np.array([{}] * 40), ["not a readable array"]),
+            ("a copy", np.zeros((40, 3), "f2"), ["file name"]),
+        ],
+    )
+    def test_an_array_that_is_no_output_is_told_how_to_leave_it_out(
+        self, tmp_path, store, name, array, words
+    ):
+        np.save(store[0] / f"{name}.npy", array, allow_pickle=True)
+        advice = ["move it away", "import_store(outputs=['margins'])", "--output margins"]
+        with refused(CoarError, name, *words, *advice):
+            import_store(store[0], tmp_path / "study")
+        assert list(import_store(store[0], tmp_path / "study", outputs=["margins"]).columns) == ["margins"]
+
+    def test_an_output_that_was_asked_for_is_not_to_be_moved_away(self, tmp_path, store):
+        np.save(store[0] / "losses.npy", np.zeros(40, "f2"))
+        with pytest.raises(StoreError, match="reshape") as caught:
+            import_store(store[0], tmp_path / "study", outputs=["losses", "margins"])
+        assert "move it away" not in str(caught.value)
+
+    def test_a_study_is_no_store(self, tmp_path, store):
+        study = import_store(store[0], tmp_path / "study")
+        with refused(StoreError, "is a study of coar already", "coar status"):
+            import_store(study.directory, tmp_path / "again")
+
     def test_pickled_objects_are_not_opened(self, tmp_path, store):
         np.save(store[0] / "margins.npy", np.array([{"a": 1}] * 40, dtype=object), allow_pickle=True)
         with refused(StoreError, "margins.npy", "not a readable array"):
@@ -380,6 +440,41 @@ class TestBadStores:
         (tmp_path / "file").touch()
         with refused(StoreError, "file", "a file"):
             import_store(tmp_path / "file", tmp_path / "study")
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "{'descr': '<f2', 'fortran_order': False, 'shape': (40, 3), }}",
+            "{'descr': '<f2', 'fortran_order': False, 'shape': (40, 3), ",
+            "{'descr': '<f2', 'fortran_order': False, 'shape': (40, '''",
+            "{'descr': '<f2', 'fortran_order': False, 'shape': (40, 3), 3: 4}",
+            "{'descr': '<f2', 'fortran_order': False, 'shape': (40, 3), []: 4}",
+            "{'descr': '<f2', 'fortran_order': False, 'shape': (40, '\\N{')}",
+            "{'descr': [[]], 'fortran_order': False, 'shape': (40, 3)}",
+            "{'descr': '<f2', 'fortran_order': False, 'shape': (-40, 3)}",
+        ],
+    )
+    def test_headers_that_are_no_literals_are_named_errors(self, tmp_path, store, header):
+        write_header(store[0] / "margins.npy", header)
+        with refused(StoreError, "margins.npy", "not a readable array"):
+            import_store(store[0], tmp_path / "study")
+        assert not (tmp_path / "study").exists()
+
+    @given(data=st.data())
+    def test_any_header_gives_an_array_or_a_named_error(self, tmp_path_factory, data):
+        folder = write_store(tmp_path_factory.mktemp("fuzz"), **example(rows=6, columns=2))
+        header = "{'descr': '<f2', 'fortran_order': False, 'shape': (6, 2), }"
+        for _ in range(data.draw(st.integers(1, 4))):
+            start = data.draw(st.integers(0, len(header)))
+            stop = start + data.draw(st.integers(0, 3))
+            piece = data.draw(st.text("(){}[],:'\"\\\n #<>fOVb026-+jLN{e", max_size=3))
+            header = header[:start] + piece + header[stop:]
+        write_header(folder / "margins.npy", header)
+        try:
+            rows = OriginalStore(folder).read(0, 6)
+        except CoarError:
+            return
+        assert rows.outputs["margins"].shape[1] > 0
 
     @given(data=st.data())
     def test_damaged_headers_are_named_errors(self, tmp_path_factory, data):
@@ -463,7 +558,25 @@ class TestExport:
             export_store(study, store[0])
         assert files(store[0]) == before
 
+    @pytest.mark.parametrize("export", [export_store, export_beton])
+    def test_a_path_is_no_study(self, tmp_path, store, export):
+        study = import_store(store[0], tmp_path / "study")
+        for path in (study.directory, str(study.directory)):
+            with refused(SettingError, "open it first", f"coar.Study.open({str(study.directory)!r})"):
+                export(path, tmp_path / "target")
+
+    def test_names_that_belong_to_the_other_layout_are_refused(self, tmp_path, store):
+        study = import_store(store[0], tmp_path / "study")
+        for name in ("a.beton", "a.npz", "a.npy"):
+            with refused(SettingError, name, "is a folder", "--layout beton"):
+                export_store(study, tmp_path / name)
+        for name in ("a", "a.npz"):
+            with refused(SettingError, name, "ends in .beton", "--layout original"):
+                export_beton(study, tmp_path / name)
+        assert not list(tmp_path.glob("a*"))
+
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:the masks of:coar.errors.CoarWarning")  # small ones may keep few
     @given(
         rows=st.integers(1, 30),
         components=st.integers(1, 20),

@@ -1,5 +1,6 @@
 """Attributions of the original as .pt files: the same numbers back, units as asked, no code run."""
 
+import pickle
 import zipfile
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import coar
 from coar.attributions import Attributions
 from coar.axes import Axis
-from coar.errors import AxisError, CoarError, OutputError, SettingError, StoreError
+from coar.errors import AxisError, CoarError, CoarWarning, OutputError, SettingError, StoreError
 from coar.interop import load_weights, save_weights
 from coar.regression.statistics import MaskCounts
 from tests.refused import refused
@@ -35,20 +36,19 @@ class TestLoad:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
     def test_weights_are_transposed_and_otherwise_as_they_are(self, tmp_path, dtype):
         tensors = write(tmp_path / "a.pt", dtype=dtype)
-        found = load_weights(tmp_path / "a.pt")
+        found = load_weights(tmp_path / "a.pt", standardised_by="none")
         assert found.weights.shape == (3, 5)
         np.testing.assert_array_equal(found.weights, tensors["weight"].T.float().numpy())
         np.testing.assert_array_equal(found.intercept, tensors["bias"].numpy())
         np.testing.assert_array_equal(found.detail("penalty"), tensors["lam"].numpy())
-        assert found.provenance["scaling"] == "as in the file"
+        assert found.provenance["scaling"] == "as in the file: per component kept"
 
     def test_names_and_axes_can_be_given(self, tmp_path):
         write(tmp_path / "a.pt")
         (tmp_path / "names.txt").write_text("a\nb\nc\n", encoding="utf-8")
         axis = Axis("components", list("vwxyz"), {"model": "m"})
-        found = load_weights(
-            tmp_path / "a.pt", components=axis, columns=tmp_path / "names.txt", output="margin"
-        )
+        names = {"components": axis, "columns": tmp_path / "names.txt"}
+        found = load_weights(tmp_path / "a.pt", output="margin", standardised_by="none", **names)
         assert found.components == axis
         assert found.columns.names == ("a", "b", "c")
         assert found.output == "margin"
@@ -59,7 +59,7 @@ class TestLoad:
         tensors = write(tmp_path / "new.pt")
         torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
         assert not zipfile.is_zipfile(tmp_path / "old.pt")
-        found = load_weights(tmp_path / "old.pt")
+        found = load_weights(tmp_path / "old.pt", standardised_by="none")
         np.testing.assert_array_equal(found.weights, tensors["weight"].T.numpy())
 
 
@@ -85,7 +85,8 @@ class TestStandardised:
         np.testing.assert_allclose(found.weights[:, :4], plain[:4].T, rtol=1e-4)
         assert not found.weights[:, 4].any()
         np.testing.assert_allclose(found.predict(masks).mean(axis=0), outputs.mean(axis=0), rtol=1e-6)
-        assert np.abs(load_weights(tmp_path / "a.pt").predict(masks) - outputs).max() > 0.5
+        unscaled = load_weights(tmp_path / "a.pt", standardised_by="none")
+        assert np.abs(unscaled.predict(masks) - outputs).max() > 0.5
 
     def test_an_ablation_fraction_stands_for_masks_that_are_not_at_hand(self, tmp_path):
         tensors = write(tmp_path / "a.pt")
@@ -95,7 +96,7 @@ class TestStandardised:
         kept = np.full(5, 0.95)
         np.testing.assert_allclose(found.weights @ kept + found.intercept, tensors["bias"], rtol=1e-5)
 
-    @pytest.mark.parametrize("bad", [0, 1.0, -0.1, True, "0.1", float("nan")])
+    @pytest.mark.parametrize("bad", [0, 1.0, -0.1, True, "0.1", "None", float("nan")])
     def test_other_fractions_are_refused(self, tmp_path, bad):
         write(tmp_path / "a.pt")
         with refused(SettingError, "standardised_by", "above 0 and below 1"):
@@ -105,6 +106,46 @@ class TestStandardised:
         write(tmp_path / "a.pt")
         with refused(AxisError, "5 components", "4"):
             load_weights(tmp_path / "a.pt", standardised_by=MaskCounts(10, np.full(4, 5)))
+
+
+class TestUnits:
+    """A file that does not say its units is not believed to have ours."""
+
+    def test_that_are_not_said_are_warned_of_and_asked_for(self, tmp_path):
+        write(tmp_path / "a.pt")
+        with pytest.warns(CoarWarning, match="(?s)a.pt.*does not say its units.*=ABLATION_FRACTION.*'none'"):
+            found = load_weights(tmp_path / "a.pt")
+        chosen = load_weights(tmp_path / "a.pt", standardised_by="none")
+        np.testing.assert_array_equal(found.weights, chosen.weights)
+
+    def test_that_nobody_knows_are_not_claimed_when_saving(self, tmp_path):
+        write(tmp_path / "a.pt")
+        with pytest.warns(CoarWarning, match="units"):
+            save_weights(load_weights(tmp_path / "a.pt"), tmp_path / "b.pt")
+        with pytest.warns(CoarWarning, match=r"b\.pt does not say its units"):
+            load_weights(tmp_path / "b.pt")
+        for by in (0.1, "none"):
+            saved = save_weights(load_weights(tmp_path / "a.pt", standardised_by=by), tmp_path / f"{by}.pt")
+            assert torch.load(saved, weights_only=True)["units"] == "per component kept"
+
+    def test_that_the_file_says_are_not_scaled_again(self, tmp_path):
+        write(tmp_path / "a.pt")
+        made = load_weights(tmp_path / "a.pt", standardised_by=0.1)
+        path = save_weights(made, tmp_path / "b.pt")
+        for by in (None, "none"):
+            np.testing.assert_array_equal(load_weights(path, standardised_by=by).weights, made.weights)
+        for by in (0.1, MaskCounts(10, np.full(5, 5))):
+            with refused(SettingError, "b.pt", "per component kept", "scaled twice"):
+                load_weights(path, standardised_by=by)
+        torch.save(torch.load(path, weights_only=True) | {"units": "furlongs"}, tmp_path / "c.pt")
+        with refused(StoreError, "c.pt", "furlongs", "per component kept"):
+            load_weights(tmp_path / "c.pt")
+
+    def test_the_probability_of_keeping_is_no_ablation_fraction(self, tmp_path):
+        write(tmp_path / "a.pt")
+        with pytest.warns(CoarWarning, match="95% of the components were ablated.*ablation fraction"):
+            load_weights(tmp_path / "a.pt", standardised_by=0.95)
+        load_weights(tmp_path / "a.pt", standardised_by=0.5)
 
 
 class TestNan:
@@ -126,13 +167,13 @@ class TestNan:
 
     def test_is_zero_where_that_was_asked_for(self, tmp_path):
         weight = self.write(tmp_path).T.numpy()
-        found = load_weights(tmp_path / "a.pt", nan="zero")
+        found = load_weights(tmp_path / "a.pt", nan="zero", standardised_by="none")
         np.testing.assert_array_equal(found.weights, np.where(np.isfinite(weight), weight, 0))
         assert found.provenance["nan"] == "zero"
 
     def test_drops_columns_where_that_was_asked_for(self, tmp_path):
         weight = self.write(tmp_path).T.numpy()
-        found = load_weights(tmp_path / "a.pt", nan="drop")
+        found = load_weights(tmp_path / "a.pt", nan="drop", standardised_by="none")
         assert found.columns.names == ("0", "2")
         np.testing.assert_array_equal(found.weights, weight[[0, 2]])
         assert len(found.detail("penalty")) == len(found.intercept) == 2
@@ -180,6 +221,36 @@ class TestBadFiles:
         with refused(StoreError, "a.pt", *words):
             load_weights(tmp_path / "a.pt")
 
+    def test_a_transposed_file_is_recognised(self, tmp_path):
+        write(tmp_path / "a.pt", weight=torch.zeros(3, 5))
+        with refused(StoreError, "bias has the wrong shape", "(5,)", "transposed?"):
+            load_weights(tmp_path / "a.pt")
+
+    def test_files_of_others_are_told_apart_without_advice_to_run_their_code(self, tmp_path):
+        np.savez(tmp_path / "ours.npz", weight=np.zeros(3))
+        np.save(tmp_path / "array.npy", np.zeros(3))
+        contents = {"text.pt": b"hello world\n", "json.pt": b'{"weight": [1]}', "empty.pt": b""}
+        contents["pickle.pt"] = pickle.dumps({"weight": [1.0]})
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        got = {"ours.npz": "weight.npy", "array.npy": "NUMPY", "text.pt": "text", "json.pt": "text"}
+        got |= {"empty.pt": "an empty file", "pickle.pt": "a file that begins with"}
+        for name, words in got.items():
+            with pytest.raises(StoreError, match="is not a torch file") as caught:
+                load_weights(tmp_path / name)
+            assert name in str(caught.value)
+            assert words in caught.value.got
+            assert "weights_only" not in str(caught.value)
+        with refused(StoreError, "is a folder"):
+            load_weights(tmp_path)
+
+    def test_messages_hold_no_control_codes(self, tmp_path):
+        torch.save({"weight": np.zeros((5, 3)), "bias": np.zeros(3)}, tmp_path / "a.pt")
+        with pytest.raises(StoreError, match="would run code of the file") as caught:
+            load_weights(tmp_path / "a.pt")
+        assert "_reconstruct" in caught.value.got
+        assert all(character.isprintable() or character == "\n" for character in str(caught.value))
+
     def test_a_lone_tensor_and_no_file_are_refused(self, tmp_path):
         torch.save(torch.zeros(3), tmp_path / "a.pt")
         with refused(StoreError, "holds no attributions", "Tensor"):
@@ -198,7 +269,7 @@ class TestBadFiles:
             del content[data.draw(st.integers(0, len(content))) :]
         path.write_bytes(content)
         try:
-            found = load_weights(path, nan="zero")
+            found = load_weights(path, nan="zero", standardised_by="none")
         except CoarError:
             return
         assert np.isfinite(found.weights).all()
@@ -237,7 +308,8 @@ class TestSave:
 
     def test_published_files_come_back_as_they_were(self, tmp_path):
         tensors = write(tmp_path / "a.pt", dtype=torch.float16)
-        save_weights(load_weights(tmp_path / "a.pt"), tmp_path / "b.pt", dtype="float16")
+        published = load_weights(tmp_path / "a.pt", standardised_by="none")
+        save_weights(published, tmp_path / "b.pt", dtype="float16")
         found = torch.load(tmp_path / "b.pt", weights_only=True)
         assert found["weight"].dtype == torch.float16
         assert all(torch.equal(found[key].to(value.dtype), value) for key, value in tensors.items())
@@ -268,6 +340,12 @@ class TestSave:
         with refused(SettingError, "float32 or float16", "int8"):
             save_weights(made, tmp_path / "a.pt", dtype="int8")
         assert not (tmp_path / "a.pt").exists()
+
+    @pytest.mark.parametrize("name", ["ours.npz", "ours", "ours.safetensors"])
+    def test_other_kinds_of_files_are_not_promised(self, tmp_path, name):
+        with refused(SettingError, name, "ends in .pt"):
+            save_weights(self.made(), tmp_path / name)
+        assert not list(tmp_path.iterdir())
 
     def test_other_attributions_are_not_overwritten(self, tmp_path):
         save_weights(self.made(0), tmp_path / "a.pt")

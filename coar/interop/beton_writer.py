@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from coar.errors import SettingError, StoreError
+from coar.errors import CoarWarning, SettingError, StoreError
 from coar.files import write_once
 from coar.interop.beton_format import (
     ARRAY,
@@ -31,7 +32,8 @@ def write_beton(path: str | Path, arrays: Mapping[str, Any]) -> Path:
     """Write arrays [samples, ...] as a file that FFCV reads.
 
     Whole numbers and floats [samples] become number fields (int64, float64), all else arrays.
-    FFCV 1.0.2 cannot decode float16 on the CPU: write `array.view(np.int16)` and view it back.
+    FFCV 1.0.2 hangs on float16 arrays on the CPU: write `array.view(np.int16)` and view it back. float16
+    arrays are written with a warning that says so.
 
     Args:
         path: the file, which must not exist.
@@ -53,6 +55,14 @@ def write_beton(path: str | Path, arrays: Mapping[str, Any]) -> Path:
             got={name: array.shape for name, array in found.items()},
         )
     fields = {name: _field_of(name, array) for name, array in found.items()}
+    halves = [name for name, field in fields.items() if field.dtype == np.float16]
+    if halves:
+        warnings.warn(
+            f"FFCV 1.0.2 hangs on float16 arrays on the CPU ({', '.join(halves)}): write "
+            "array.view(np.int16), and .view(np.float16) what FFCV reads",
+            CoarWarning,
+            stacklevel=2,
+        )
     return write_beton_blocks(path, fields, lengths.pop(), [found])
 
 

@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 
 from coar.creation import make_whole
-from coar.errors import OutputError, StudyError
+from coar.errors import OutputError, SettingError, StudyError
 from coar.interop.beton_format import BetonField
 from coar.interop.beton_writer import write_beton_blocks
 from coar.interop.original_spec import COMPLETED, MASKS
@@ -19,8 +19,10 @@ from coar.rows import decode, require_output
 from coar.store import Item
 from coar.study import Study
 
+FILES = (".beton", ".npy", ".npz")  # no folder is called so on purpose
 
-def export_store(study: Study, target: str | Path, outputs: Sequence[str] | None = None) -> Path:
+
+def export_store(study: Study, target: str | Path, outputs: Sequence[str] | str | None = None) -> Path:
     """Write the rows of a study as the original's store; see `coar.interop.original_store`.
 
     Outputs are in output units, float32 or float16 as the study stores them. Rows that are missing or
@@ -29,11 +31,21 @@ def export_store(study: Study, target: str | Path, outputs: Sequence[str] | None
     Args:
         study: any; imported ones are written as they were.
         target: new or empty folder.
-        outputs: which ones; default all.
+        outputs: which ones, or the name of one; default all.
 
     Raises:
         OutputError: a float16 output overflows, row and column are named.
+        SettingError: `study` is not a study, or `target` is named like a file.
     """
+    _require_study(study)
+    if Path(target).suffix in FILES:
+        raise SettingError(
+            "the original's store is a folder",
+            expected="a name without the suffix of a file",
+            got=str(target),
+            todo="choose another name; a .beton file is written by export_beton (--layout beton)",
+        )
+    outputs = [outputs] if isinstance(outputs, str) else outputs
     names = [require_output(name, list(study.columns)) for name in outputs or study.columns]
     taken = [name for name in names if name in (MASKS, COMPLETED)]
     if taken:
@@ -53,9 +65,20 @@ def export_beton(study: Study, path: str | Path, output: str | None = None) -> P
 
     Args:
         study: any.
-        path: the file, which must not exist.
+        path: the .beton file, which must not exist.
         output: which output; needed where there are several.
+
+    Raises:
+        SettingError: `study` is not a study, or the name does not end in .beton.
     """
+    _require_study(study)
+    if Path(path).suffix != ".beton":
+        raise SettingError(
+            "FFCV's file is called .beton",
+            expected="a name that ends in .beton",
+            got=str(path),
+            todo="choose another name; a folder of arrays is written by export_store (--layout original)",
+        )
     name = require_output(output, list(study.columns))
     fields = {
         "mask": BetonField(np.dtype(bool), (len(study.components),)),
@@ -63,6 +86,18 @@ def export_beton(study: Study, path: str | Path, output: str | None = None) -> P
         "idx": BetonField(np.dtype("<i8")),
     }
     return write_beton_blocks(path, fields, len(study.masks), _samples(study, name))
+
+
+def _require_study(study: Study) -> None:
+    if not isinstance(study, Study):
+        raise SettingError(
+            "a study is exported, not a path or name",
+            expected="a coar.Study",
+            got=repr(study),
+            todo=f"open it first: coar.Study.open({str(study)!r})"
+            if isinstance(study, str | Path)
+            else "open it first: coar.Study.open(path)",
+        )
 
 
 def _samples(study: Study, output: str) -> Iterator[Mapping[str, np.ndarray]]:

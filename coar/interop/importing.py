@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from coar.axes import Axis
 from coar.creation import FORMAT, make_whole, require_free, write_head
 from coar.designs import ImportedMasks
-from coar.errors import AxisError, StoreError
+from coar.errors import AxisError, CoarWarning, StoreError
 from coar.experiments.imported import ImportedRows
 from coar.files import canonical_json
 from coar.interop.names import Names, axis_from
@@ -30,7 +31,7 @@ def import_store(
     source: str | Path,
     directory: str | Path,
     *,
-    outputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | str | None = None,
     components: Names | None = None,
     columns: Names | Mapping[str, Names] | None = None,
     spec: str | Path | None = None,
@@ -45,7 +46,7 @@ def import_store(
         source: folder with _completed.npy, masks.npy and one array per output; see
             `coar.interop.original_store`.
         directory: folder of the study; new or empty.
-        outputs: names of the arrays to take; default all.
+        outputs: names of the arrays to take, or the name of one; default all.
         components: names (an axis, a list, or a text file with one per line); default 0, 1, ... The axis
             of an experiment on the same model lets what is fitted here be evaluated and edited there.
         columns: the same, for every output or by output.
@@ -56,12 +57,16 @@ def import_store(
         StoreError: an array is missing, damaged, or does not fit the others.
         OutputError: NaN or infinity in a finished row; row and column are named.
         StudyError: the directory is not empty.
+
+    Warns:
+        CoarWarning: masks keep less than half, as they do where True means ablated.
     """
     require_free(Path(directory))
     store = OriginalStore(source, outputs, spec)
     _require_some(store)
     size = _rows_per_shard(store, rows_per_shard)
     survey = _Survey(store, size)
+    _warn_few_kept(store, survey.kept)
     own = {"store": survey.digest}
     components_axis = axis_from(components, "components", store.num_components, own)
     axes = _columns(store, columns, own)
@@ -77,11 +82,38 @@ def import_store(
     return Study.open(directory)
 
 
+def imported_summary(study: Study) -> str:
+    """One line for people: what was read."""
+    facts = study.provenance["imported"]
+    outputs = [
+        f"{name} ({facts['dtypes'][name]}, {_count(axis, 'column')})" for name, axis in study.columns.items()
+    ]
+    return (
+        f"{_count(outputs, 'output')} {', '.join(outputs)}, {_count(study.components, 'component')}, "
+        f"masks keep {facts['kept_fraction']:.1%}"
+    )
+
+
+def _count(things: Sized, word: str) -> str:
+    return f"{len(things):,} {word}{'s' if len(things) != 1 else ''}"
+
+
+def _warn_few_kept(store: OriginalStore, kept: float) -> None:
+    if kept < 0.5:
+        warnings.warn(
+            f"the masks of {store.folder} keep {kept:.1%} of the components; True means kept: where it meant "
+            "ablated, save ~masks and import again",
+            CoarWarning,
+            stacklevel=3,
+        )
+
+
 class _Survey:
     """What must be known of a store before anything is written.
 
     Attributes:
         digest: of all that is imported.
+        kept: share of the masks' entries that are True.
         untouched: per output, [columns]: what stands for outputs with every component kept.
         origin: per output, where that comes from, for people.
     """
@@ -90,9 +122,11 @@ class _Survey:
         digest = _Digest(store)
         self.whole: tuple[int, dict[str, np.ndarray]] | None = None
         self.first: list[Rows] = []
+        self._kept = self._rows = 0
         for rows in digest.watch(store.blocks(size)):
             self._look(rows)
         self.digest = digest.hexdigest()
+        self.kept = self._kept / (self._rows * store.num_components)
         chosen = {name: self._untouched(name, dtype) for name, dtype in store.dtypes.items()}
         self.untouched = {name: values for name, (values, _) in chosen.items()}
         self.origin = {name: text for name, (_, text) in chosen.items()}
@@ -102,6 +136,8 @@ class _Survey:
         if wanted > 0:
             outputs = {name: array[:wanted].copy() for name, array in rows.outputs.items()}
             self.first.append(Rows(rows.numbers[:wanted], rows.masks[:0], outputs))
+        self._kept += int(np.count_nonzero(rows.masks))
+        self._rows += len(rows.masks)
         kept = rows.masks.all(axis=1)
         if self.whole is None and kept.any():
             place = int(np.argmax(kept))
@@ -229,6 +265,7 @@ def _facts(store: OriginalStore, survey: _Survey, size: int) -> dict[str, Any]:
             "source": str(store.folder),
             "store": survey.digest,
             "finished_rows": finished,
+            "kept_fraction": survey.kept,
             "dtypes": {name: str(dtype) for name, dtype in store.dtypes.items()},
             "untouched": survey.origin,
         },

@@ -52,6 +52,12 @@ def _lines(path: Path) -> list[str]:
                 f"{path} is too large to be a list of names", expected=f"<= {MAX_JSON_BYTES} bytes"
             )
         return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path}: there is no such file of names",
+            expected="a text file in UTF-8, one name per line",
+            todo="check the path; names themselves are given as a list",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, StoreError):
             raise

@@ -36,7 +36,18 @@ def read_original_spec(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]
     ...     read_original_spec(path)["masks"]
     ((5, 3), dtype('bool'))
     """
-    value = require_keys(read_json(path, "spec of a store"), {"num_models": int, "schema": dict}, path)
+    value = read_json(path, "spec of a store")
+    if isinstance(value, dict) and not {"num_models", "schema"} & set(value):
+        ours = "experiment" in value and "design" in value
+        raise StoreError(
+            f"{path} is not a spec of the original code",
+            expected="an object with num_models and schema",
+            got="a spec of this package"
+            if ours
+            else f"keys {', '.join(map(str, list(value)[:5])) or 'none'}",
+            todo="pass the spec that the store was made with, or none",
+        )
+    value = require_keys(value, {"num_models": int, "schema": dict}, path)
     rows = value["num_models"]
     if isinstance(rows, bool) or rows < 1:
         raise _bad(path, "num_models", "a whole number above 0", rows)

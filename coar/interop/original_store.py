@@ -10,13 +10,14 @@ Format: initialize_store.py and ndm_utils.py of MadryLab/modelcomponents.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from coar.errors import OutputError, StoreError
+from coar.errors import OutputError, SettingError, StoreError
 from coar.files import safe_name
 from coar.interop.original_spec import COMPLETED, MASKS, read_original_spec
 
@@ -43,7 +44,8 @@ class OriginalStore:
 
     Args:
         folder: where the memory maps are.
-        outputs: names of the arrays to read as outputs; default every one but masks and _completed.
+        outputs: names of the arrays to read as outputs, or the name of one; default every one but masks
+            and _completed.
         spec: the JSON file that the store was made with, to hold the arrays against.
 
     Attributes:
@@ -57,7 +59,7 @@ class OriginalStore:
     """
 
     def __init__(
-        self, folder: str | Path, outputs: Sequence[str] | None = None, spec: str | Path | None = None
+        self, folder: str | Path, outputs: Sequence[str] | str | None = None, spec: str | Path | None = None
     ) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
@@ -67,9 +69,16 @@ class OriginalStore:
                 got="a file" if self.folder.exists() else "nothing",
                 todo="check the path",
             )
-        names = [safe_name(name, "an output's name") for name in self._names(outputs)]
-        arrays = {name: self._open(name) for name in (MASKS, COMPLETED, *names)}
-        self._require_shapes(arrays)
+        self._require_own_arrays()
+        names = self._names([outputs] if isinstance(outputs, str) else outputs)
+        arrays = {name: self._open(name) for name in (MASKS, COMPLETED)}
+        self._require_masks(arrays)
+        for name in names:
+            try:
+                arrays[name] = self._output(name, len(arrays[MASKS]))
+            except (StoreError, SettingError) as error:
+                error.todo = _advice(name, names, error.todo) if outputs is None else error.todo
+                raise
         if spec is not None:
             self._require_spec(arrays, Path(spec))
         self.completed = _as_bool(np.array(arrays[COMPLETED]), self._path(COMPLETED))
@@ -117,32 +126,47 @@ class OriginalStore:
             raise StoreError(
                 f"{self.folder} has no output {unknown[0]!r}" if unknown else f"{self.folder} has no outputs",
                 expected=", ".join(found) or f"an array beside {MASKS}.npy, such as test_margins.npy",
-                got=", ".join(sorted(path.name for path in self.folder.iterdir())[:8]) or "an empty folder",
+                got=self._contents(),
             )
         return wanted
+
+    def _require_own_arrays(self) -> None:
+        if (self.folder / "shards").is_dir() and not self._path(MASKS).exists():
+            raise StoreError(
+                f"{self.folder} is a study of coar already",
+                expected=f"a store of the original code: {COMPLETED}.npy, {MASKS}.npy, one array per output",
+                got="spec.json and shards",
+                todo=f"use it as it is: coar status {self.folder}",
+            )
+        wanted = {MASKS: "bool [rows, components], True = kept", COMPLETED: "bool [rows], True = finished"}
+        for name, text in wanted.items():
+            if not self._path(name).exists():
+                raise StoreError(
+                    f"{self._path(name)} is missing",
+                    expected=text,
+                    got=self._contents(),
+                    todo="check the path",
+                )
+
+    def _contents(self) -> str:
+        return ", ".join(sorted(path.name for path in self.folder.iterdir())[:8]) or "an empty folder"
 
     def _open(self, name: str) -> np.ndarray:
         """The memory map; opened anew for each block, so that no more than a block stays mapped."""
         path = self._path(name)
         try:
-            return np.lib.format.open_memmap(path, mode="r")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a parser, on headers that are checked here
+                return np.lib.format.open_memmap(path, mode="r")
         except FileNotFoundError:
             raise StoreError(
                 f"{path} is missing", expected="one .npy file per array", todo="check the path"
             ) from None
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            SyntaxError,
-            OverflowError,
-            MemoryError,
-            RecursionError,
-        ) as error:
+        except Exception as error:  # a damaged header leads NumPy's parser to errors of many kinds
             raise StoreError(
                 f"{path} is not a readable array",
                 expected="a .npy file of numbers that can be mapped into memory",
-                got=str(error)[:200],
+                got=f"{error!s:.200}",
             ) from None
 
     def _rows(self, name: str, start: int, stop: int, numbers: np.ndarray) -> np.ndarray:
@@ -150,18 +174,28 @@ class OriginalStore:
             return self._open(name)[:0]
         return np.ascontiguousarray(self._open(name)[start:stop][numbers - start])
 
-    def _require_shapes(self, arrays: Mapping[str, np.ndarray]) -> None:
-        rows = len(arrays[MASKS]) if arrays[MASKS].ndim else 0
+    def _require_masks(self, arrays: Mapping[str, np.ndarray]) -> None:
+        masks, completed = arrays[MASKS], arrays[COMPLETED]
+        if masks.ndim != 2 or 0 in masks.shape:
+            raise _unlike(self._path(MASKS), "(any number, any number): [rows, components]", masks.shape)
+        if completed.shape != masks.shape[:1]:
+            raise _unlike(
+                self._path(COMPLETED), f"({len(masks)},), one entry per row of {MASKS}.npy", completed.shape
+            )
         for name, array in arrays.items():
-            path = self._path(name)
-            if name == COMPLETED and array.shape != (rows,):
-                raise _unlike(path, f"({rows},), one entry per row of {MASKS}.npy", array.shape)
-            if name != COMPLETED and (array.ndim != 2 or len(array) != rows or 0 in array.shape):
-                raise _unlike(path, f"({rows}, any number), rows as in {MASKS}.npy", array.shape)
             if array.dtype.kind not in "biuf":
-                raise _unlike(path, "0 and 1 as bool or numbers", array.dtype)
-            if name not in (COMPLETED, MASKS) and array.dtype.name not in FLOATS:
-                raise _unlike(path, f"outputs of type {', '.join(FLOATS)}", array.dtype)
+                raise _unlike(self._path(name), "0 and 1 as bool or numbers", array.dtype)
+
+    def _output(self, name: str, rows: int) -> np.ndarray:
+        array = self._open(safe_name(name, "an output's name"))
+        if array.ndim != 2 or len(array) != rows or 0 in array.shape:
+            error = _unlike(self._path(name), f"({rows}, any number), rows as in {MASKS}.npy", array.shape)
+            if array.shape == (rows,):
+                error.todo = f"where it is an output, save it as array.reshape({rows}, 1)"
+            raise error
+        if array.dtype.name not in FLOATS:
+            raise _unlike(self._path(name), f"outputs of type {', '.join(FLOATS)}", array.dtype)
+        return array
 
     def _require_spec(self, arrays: Mapping[str, np.ndarray], path: Path) -> None:
         spec = read_original_spec(path)
@@ -208,6 +242,16 @@ def _as_bool(values: np.ndarray, path: Path, numbers: np.ndarray | None = None) 
             got=plain[tuple(place)],
         )
     return plain != 0
+
+
+def _advice(name: str, names: Sequence[str], todo: str | None) -> str:
+    """What to do about an array that was taken for an output because it lies there."""
+    others = [other for other in names if other != name]
+    if not others:
+        return todo or "check the file"
+    options = " ".join(f"--output {other}" for other in others)
+    text = f"where {name}.npy is no output, move it away, or name those that are: "
+    return "; ".join(filter(None, [todo, f"{text}import_store(outputs={others}), coar import {options}"]))
 
 
 def _unlike(path: Path, expected: str, got: object) -> StoreError:

@@ -3,13 +3,14 @@
 `weight` is [components, columns] (the other way round than here), `bias` and `lam` are [columns];
 those published are float16. The file is written by run_regression.py of MadryLab/modelcomponents,
 whose solver, fast_l1, works on masks scaled to mean 0 and deviation 1 and does not scale its weights
-back: they are output units per *standard deviation* of a mask. `standardised_by` undoes that.
+back: they are output units per *standard deviation* of a mask. `standardised_by` undoes that. Files by
+`save_weights` say that theirs are per component kept, under one more key, "units".
 """
 
 from __future__ import annotations
 
 import math
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,16 @@ import numpy as np
 import torch
 
 from coar.attributions import Attributions
-from coar.errors import AxisError, OutputError, SettingError, StoreError
+from coar.errors import AxisError, CoarWarning, OutputError, SettingError, StoreError
 from coar.files import digest_array, write_once
 from coar.interop.names import Names, axis_from
+from coar.interop.torch_file import load_tensors
 from coar.regression.statistics import MaskCounts
 
 WEIGHT, BIAS, LAM = "weight", "bias", "lam"
+UNITS, PER_KEPT = "units", "per component kept"  # what save_weights adds, so that its files say what they are
+UNSAID = "as in the file, which does not say its units"
+Scaling = MaskCounts | float | Literal["none"] | None
 
 
 def load_weights(
@@ -32,7 +37,7 @@ def load_weights(
     components: Names | None = None,
     columns: Names | None = None,
     output: str = "output",
-    standardised_by: MaskCounts | float | None = None,
+    standardised_by: Scaling = None,
     nan: Literal["refuse", "zero", "drop"] = "refuse",
 ) -> Attributions:
     """Read attributions; no code in the file is run.
@@ -42,24 +47,28 @@ def load_weights(
         components: names (an axis, a list, or a text file with one per line); default 0, 1, ...
         columns: the same.
         output: what the columns are outputs of.
-        standardised_by: None takes weights as they are, which is right for files by `save_weights`. Files
-            by fast_l1 hold weights of standardised masks: pass the `MaskCounts` of the rows that they were
-            fitted to, or, where those are not at hand, the ablation fraction of independent masks.
+        standardised_by: None takes weights as they are, which is right for files by `save_weights`; other
+            files do not say their units, and None warns. Files by fast_l1 hold weights of standardised
+            masks: pass the `MaskCounts` of the rows that they were fitted to, or, where those are not at
+            hand, the ablation fraction of independent masks. "none": they are per component kept already.
         nan: what to do with weights or biases that are NaN or infinite: "refuse"; "zero" sets them to 0;
             "drop" leaves their columns out. Attributions cannot hold them.
 
     Raises:
         StoreError: not such a file, or it holds pickled code.
         OutputError: NaN; how many and where.
+        SettingError: `standardised_by` is none of the above, or contradicts the file.
     """
-    tensors = _read(Path(path))
+    _require_scaling(standardised_by)
+    tensors, units = _read(Path(path))
     weights = np.ascontiguousarray(tensors[WEIGHT].T)
     source = {"weights": digest_array(weights)}
     component_axis = axis_from(components, "components", weights.shape[1], source)
     column_axis = axis_from(columns, "columns", len(weights), source)
     keep = _mend(weights, tensors[BIAS], nan, path)
+    _require_units(path, units, standardised_by)
     intercept = tensors[BIAS].astype(np.float64)
-    if standardised_by is not None:
+    if not (standardised_by is None or isinstance(standardised_by, str)):
         weights, intercept = _in_mask_units(weights, intercept, standardised_by)
     if not keep.all():
         weights, intercept = weights[keep], intercept[keep]
@@ -72,7 +81,7 @@ def load_weights(
         column_axis,
         output,
         details=details,
-        provenance=_provenance(path, standardised_by, nan),
+        provenance=_provenance(path, _said(units, standardised_by), nan),
     )
 
 
@@ -81,17 +90,27 @@ def save_weights(
 ) -> Path:
     """Write attributions as the original does, in output units per component kept.
 
-    The bias is float64, so that reading the file gives the same numbers; `lam` is left out where the fit
-    had no penalty.
+    One key more, "units", says that they are; readers of the original's files do not look at it. It is
+    left out where the attributions were themselves read from a file whose units nobody knew. The bias
+    is float64, so that reading the file gives the same numbers; `lam` is left out where the fit had no
+    penalty.
 
     Args:
         attributions: any.
-        path: the file; an equal one may be there.
+        path: a .pt file; an equal one may be there.
         dtype: of the weights; float16, as published files are, rounds them.
 
     Raises:
         OutputError: a weight is too large for float16.
+        SettingError: a name that does not end in .pt or .pth.
     """
+    if Path(path).suffix not in (".pt", ".pth"):
+        raise SettingError(
+            "attributions of the original are torch files",
+            expected="a name that ends in .pt",
+            got=str(path),
+            todo="choose another name; attributions.save writes this package's own files",
+        )
     weights = attributions.weights
     if dtype not in ("float32", "float16"):
         raise SettingError("a dtype of weights", expected="float32 or float16", got=repr(dtype))
@@ -102,10 +121,13 @@ def save_weights(
             got=float(np.abs(weights).max()),
             todo='use dtype="float32"',
         )
-    tensors = {WEIGHT: torch.from_numpy(np.ascontiguousarray(weights.T.astype(dtype)))}
+    tensors: dict[str, Any] = {WEIGHT: torch.from_numpy(np.ascontiguousarray(weights.T.astype(dtype)))}
     tensors[BIAS] = torch.from_numpy(attributions.intercept.copy())
     if "penalty" in (next(attributions.blocks()).details or {}):
         tensors[LAM] = torch.from_numpy(attributions.detail("penalty").copy())
+
+    if attributions.provenance.get("scaling") != UNSAID:
+        tensors[UNITS] = PER_KEPT
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:  # given a path, torch would put its name into the file
@@ -115,9 +137,9 @@ def save_weights(
     return Path(path)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """Weight, bias and, where there is one, lam; checked but for NaN."""
-    value = _load(path)
+def _read(path: Path) -> tuple[dict[str, np.ndarray], Any]:
+    """Weight, bias and, where there is one, lam; checked but for NaN. And the file's word on units."""
+    value = load_tensors(path)
     if not isinstance(value, Mapping) or WEIGHT not in value or BIAS not in value:
         got = ", ".join(map(str, list(value)[:8])) if isinstance(value, Mapping) else type(value).__name__
         raise StoreError(
@@ -129,36 +151,21 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"{path}: {WEIGHT} has the wrong shape", expected="[components, columns]", got=found[WEIGHT].shape
         )
     width = found[WEIGHT].shape[1]
-    for key in set(found) - {WEIGHT}:
+    for key in [key for key in found if key != WEIGHT]:
         if found[key].shape != (width,):
             raise StoreError(
                 f"{path}: {key} has the wrong shape",
                 expected=f"({width},): one per column of {WEIGHT} {found[WEIGHT].shape}",
                 got=found[key].shape,
+                todo=_transposed(found[key].shape, found[WEIGHT].shape),
             )
-    return found
+    return found, value.get(UNITS)
 
 
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing", expected="a .pt file", todo="check the path") from None
-    except pickle.UnpicklingError as error:
-        raise StoreError(
-            f"{path} holds more than tensors (to read it would run code of the file), or is damaged",
-            expected="a dictionary of tensors",
-            got=str(error).strip().splitlines()[0][:200] if str(error).strip() else "pickled objects",
-            todo="if you trust the file, convert it once, where its classes can be imported: "
-            "found = torch.load(OLD, weights_only=False); "
-            'torch.save({key: found[key] for key in ("weight", "bias", "lam")}, NEW)',
-        ) from None
-    except Exception as error:  # a damaged file leads the unpickler to errors of many kinds
-        raise StoreError(
-            f"{path} is not a readable .pt file",
-            expected="a file that torch.save wrote",
-            got=f"{type(error).__name__}: {error}"[:200],
-        ) from None
+def _transposed(shape: tuple[int, ...], weight: tuple[int, ...]) -> str | None:
+    if shape != weight[:1]:
+        return None
+    return f"is {WEIGHT} transposed? It is [components, columns] here: write it again as {WEIGHT}.T"
 
 
 def _array(value: Any, key: str, path: Path) -> np.ndarray:
@@ -213,22 +220,56 @@ def _in_mask_units(
             )
         scaled, mean = by.per_mask_unit(weights.astype(np.float64)), by.mean
     else:
-        fraction = _fraction(by)
+        fraction = float(by)
         scaled = weights.astype(np.float64) / math.sqrt(fraction * (1 - fraction))
         mean = np.full(weights.shape[1], 1 - fraction)
     return scaled.astype(np.float32), bias - scaled @ mean
 
 
-def _fraction(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+def _require_scaling(by: Scaling) -> None:
+    if by is None or by == "none" or isinstance(by, MaskCounts):
+        return
+    if isinstance(by, str | bool) or not isinstance(by, int | float) or not 0 < by < 1:
         raise SettingError(
-            "standardised_by", expected="MaskCounts, or an ablation fraction above 0 and below 1", got=value
+            "standardised_by",
+            expected='MaskCounts, or an ablation fraction above 0 and below 1, or "none"',
+            got=repr(by),
         )
-    return float(value)
+    if by > 0.5:
+        warnings.warn(
+            f"standardised_by={by} says that {by:.0%} of the components were ablated in each row; the "
+            f"ablation fraction is meant, 1 - p where p is the probability of keeping one",
+            CoarWarning,
+            stacklevel=3,
+        )
 
 
-def _provenance(path: str | Path, by: MaskCounts | float | None, nan: str) -> dict[str, Any]:
-    scaling = "as in the file"
-    if by is not None:
-        scaling = "divided by the masks' deviations" if isinstance(by, MaskCounts) else f"for fraction {by}"
+def _require_units(path: str | Path, units: Any, by: Scaling) -> None:
+    if units is not None and not (isinstance(units, str) and units == PER_KEPT):
+        raise StoreError(f"{path}: {UNITS} are not known", expected=PER_KEPT, got=f"{units!r:.80}")
+    if units and not (by is None or by == "none"):
+        raise SettingError(
+            f"{path} holds weights per component kept, says the file itself",
+            expected="no standardised_by",
+            got=repr(by),
+            todo="leave standardised_by out: the weights would be scaled twice",
+        )
+    if not units and by is None:
+        warnings.warn(
+            f"{path} does not say its units; files of the original solver need "
+            "standardised_by=ABLATION_FRACTION (without it weights are several times too small); pass "
+            "standardised_by='none' if weights are per component kept already",
+            CoarWarning,
+            stacklevel=3,
+        )
+
+
+def _said(units: Any, by: Scaling) -> str:
+    """In words, for the provenance."""
+    if by is None or isinstance(by, str):
+        return f"as in the file: {PER_KEPT}" if units or by else UNSAID
+    return "divided by the masks' deviations" if isinstance(by, MaskCounts) else f"for fraction {by}"
+
+
+def _provenance(path: str | Path, scaling: str, nan: str) -> dict[str, Any]:
     return {"method": "imported", "source": str(path), "scaling": scaling, "nan": nan}
