@@ -28,7 +28,7 @@ from coar.regression.problem import Problem
 NUM_PENALTIES, SMALLEST, HELD_OUT = 50, 1e-3, 10
 WANTED = 1e-5  # violation of the optimality conditions, of the largest penalty
 SHARES = np.geomspace(1.0, SMALLEST, NUM_PENALTIES)
-OURS = 0.75  # of that: what float32 residuals drift by along a path comes on top
+OURS = 0.55  # of that: what float32 residuals drift by along a path comes on top
 TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12)  # that a peer is tried with, until it gets there
 
 
@@ -69,37 +69,42 @@ def measure(report: Report, name: int, masks: np.ndarray, outputs: np.ndarray) -
 
 def measure_path(report: Report, name: int, shared: Shared) -> None:
     """Seconds per column of a whole path, all to the same violation."""
-    sample = (4 if report.small else 12) if name > 1000 else (10 if report.small else 30)
+    sample = (4 if report.small else 10) if name > 1000 else (10 if report.small else 30)
     few = np.linspace(0, len(shared.covariance) - 1, sample).astype(int)
     seconds, worst = our_path(shared)
     rows = [
         {"what": "ours: lazy coordinate descent, all columns", "ms per column": 1e3 * seconds, "kkt": worst}
     ]
-    found = {}
+    found: dict[str, float] = {}
     for peer, (solve, count) in peers(shared, sample).items():
         tolerance, each, kkt = fastest(shared, solve, few[:count])
-        found[peer] = each
+        if kkt <= WANTED:
+            found[peer] = each
         what = f"{peer}, tol={tolerance:g}, {count} columns"
         rows.append({"what": what, "ms per column": 1e3 * each, "kkt": kkt})
     for row in rows:
         row["of ours"] = float(row["ms per column"]) / float(rows[0]["ms per column"])  # type: ignore[arg-type]
     components = shared.gram.shape[0]
     report.table(f"LASSO path of {NUM_PENALTIES} penalties, {components} components, G given", rows)
-    report.measure(f"lasso_path_{name}", found["scikit-learn lasso_path"] / seconds)
-    if name > 1000:
-        if "adelie gaussian_cov" in found:
-            report.measure("lasso_adelie", found["adelie gaussian_cov"] / seconds)
+    scikit_learn = [each for peer, each in found.items() if peer.startswith("scikit-learn")]
+    adelie = [each for peer, each in found.items() if peer.startswith("adelie")]
+    claims = {f"lasso_path_{name}": scikit_learn} | ({"lasso_adelie": adelie} if name > 1000 else {})
+    for claim, times in claims.items():
+        if worst > WANTED:
+            report.not_run(claim, f"ours is at {worst:.2g} of penalty_max, not at {WANTED:g}")
+        elif not times:
+            report.not_run(claim, "the peer is not installed, or does not get there")
         else:
-            report.not_run("lasso_adelie", "adelie is not installed")
+            report.measure(claim, min(times) / seconds)
 
 
 def our_path(shared: Shared) -> tuple[float, float]:
     """CPU-seconds per column, and the worst violation of some columns."""
-    gram, covariance = shared.gram.astype(np.float32), shared.covariance.astype(np.float32)
+    gram = coordinate_descent.Tiles(shared.gram.astype(np.float32))
+    covariance = shared.covariance.astype(np.float32)
     largest = np.abs(covariance).max(axis=1)
     zero = np.zeros(len(covariance), np.float32)
     few = np.linspace(0, len(covariance) - 1, 8).astype(int)
-    path = np.empty((NUM_PENALTIES, len(few), gram.shape[0]))
     for warm_up in (True, False):
         weights, residual, kept = np.zeros_like(covariance), covariance.copy(), []
         ahead, everyone = Ahead(weights, residual), np.arange(len(weights))
@@ -128,14 +133,10 @@ Solver = Callable[[int, float], np.ndarray]
 def peers(shared: Shared, sample: int) -> dict[str, tuple[Solver, int]]:
     """Name -> (solver of one column and tolerance, number of columns)."""
     x = np.asfortranarray(shared.design)
-    gram = np.ascontiguousarray(shared.gram * len(x))
-
-    def scikit_learn(column: int, tolerance: float) -> np.ndarray:
-        y, right = shared.outputs[:, column], shared.covariance[column] * len(x)
-        options = {"tol": tolerance, "max_iter": 100_000, "check_input": False}
-        return lasso_path(x, y, alphas=shared.penalties(column), precompute=gram, Xy=right, **options)[1]
-
-    found: dict[str, tuple[Solver, int]] = {"scikit-learn lasso_path": (scikit_learn, sample)}
+    found: dict[str, tuple[Solver, int]] = {
+        "scikit-learn lasso_path, float64": (_scikit_learn(shared, x, np.float64), sample),
+        "scikit-learn lasso_path, float32": (_scikit_learn(shared, x, np.float32), sample),
+    }
     if importlib.util.find_spec("adelie"):
         found["adelie gaussian_cov"] = (_adelie(shared), sample)
     if importlib.util.find_spec("celer"):
@@ -143,6 +144,19 @@ def peers(shared: Shared, sample: int) -> dict[str, tuple[Solver, int]]:
     if importlib.util.find_spec("skglm"):
         found["skglm AndersonCD"] = (_skglm(shared, x), 1)
     return found
+
+
+def _scikit_learn(shared: Shared, x: np.ndarray, dtype: type) -> Solver:
+    gram = np.ascontiguousarray(shared.gram * len(x), dtype=dtype)
+    x = np.asfortranarray(x, dtype=dtype)
+
+    def solve(column: int, tolerance: float) -> np.ndarray:
+        y, right = shared.outputs[:, column].astype(dtype), (shared.covariance[column] * len(x)).astype(dtype)
+        options = {"tol": tolerance, "max_iter": 100_000, "check_input": False}
+        alphas = shared.penalties(column).astype(dtype)
+        return lasso_path(x, y, alphas=alphas, precompute=gram, Xy=right, **options)[1].astype(np.float64)
+
+    return solve
 
 
 def _adelie(shared: Shared) -> Solver:
@@ -282,4 +296,4 @@ def whole_by_scikit_learn(masks: np.ndarray, outputs: np.ndarray, columns: np.nd
     return (time.process_time() - start) / len(columns), shared
 
 
-SKLEARN_TOLERANCE = 1e-6  # at which its paths meet `WANTED` here, see the first table
+SKLEARN_TOLERANCE = 1e-5  # at which its paths meet `WANTED` here, see the first table

@@ -4,28 +4,23 @@ Per column, on standardised masks with correlation matrix G and covariance c:
 
     1/2 w'Gw - c'w + l1 |w|_1 + l2 / 2 |w|^2
 
-Kept up to date: the residual correlation r = c - Gw. A sweep visits every coordinate, skips those that are
-0 and may stay so, and changes w_j only if it would move by more than the tolerance: most visits cost two
-comparisons, and a change costs one row of G. A sweep that changes nothing proves that no optimality
-condition is violated by more than the tolerance.
-
-A second residual, of held-out rows, can be kept in the same loop: the held-out error is then two dot
-products instead of a matrix product. Columns run in blocks of `BLOCK`, coordinate outermost, so that a row
-of G is read once for all of them; blocks run in threads.
+Kept up to date: the residual correlation r = c - Gw. A sweep visits every coordinate and changes w_j only
+if its optimality condition is violated by more than the tolerance; a change costs one row of G. A sweep
+that changes nothing is the proof that no condition is violated by more. `coar.regression.coordinate_kernels`
+has the loops, on G in tiles; columns run in blocks of `BLOCK`, blocks in threads.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
-BLOCK = 16  # columns
+BLOCK = 64  # columns that share tiles in the cache
 
 
 def available() -> bool:
@@ -47,44 +42,64 @@ def why_not() -> str:
     return ""
 
 
+class Tiles:
+    """A symmetric matrix cut into square tiles, float32; the last ones are filled up with zeros.
+
+    Args:
+        matrix: float32 [components, components].
+    """
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        from coar.regression.coordinate_kernels import SIZE
+
+        count = -(-len(matrix) // SIZE)
+        self.tiles: np.ndarray = np.zeros((count, count, SIZE, SIZE), np.float32)
+        for i in range(count):
+            for j in range(count):
+                part = matrix[i * SIZE : (i + 1) * SIZE, j * SIZE : (j + 1) * SIZE]
+                self.tiles[i, j, : part.shape[0], : part.shape[1]] = part
+
+
 def descend(
-    gram: np.ndarray,
+    gram: np.ndarray | Tiles,
     weights: np.ndarray,
     residual: np.ndarray,
     l1: np.ndarray,
     l2: np.ndarray,
     tolerance: np.ndarray,
     max_sweeps: int,
-    second: tuple[np.ndarray, np.ndarray] | None = None,
+    second: tuple[np.ndarray | Tiles, np.ndarray] | None = None,
     chosen: np.ndarray | None = None,
 ) -> np.ndarray:
     """Minimise the objective of some columns, from the weights given.
 
     Args:
-        gram: float32 [components, components], symmetric, ones on the diagonal.
+        gram: float32 [components, components], symmetric, ones on the diagonal; `Tiles` of it save time.
         weights: float32 [columns, components]; changed in place.
         residual: float32 [columns, components], c - G w; changed in place.
         l1: float32 [columns].
         l2: float32 [columns].
         tolerance: float32 [columns], of the optimality conditions.
         max_sweeps: at most.
-        second: another matrix, and its residual, kept up to date like the first.
+        second: another matrix and its residual, brought up to date at the end.
         chosen: positions of the columns to work on; None for all.
 
     Returns:
         Sweeps of each chosen column, int64; `max_sweeps + 1` where they did not suffice.
     """
+    from coar.regression.coordinate_kernels import solve, subtract_product
+
     chosen = np.arange(len(weights)) if chosen is None else chosen.astype(np.int64)
-    empty: np.ndarray = np.empty((0, 0), np.float32)
-    other = second or (empty, empty)
-    shrink = (1.0 / (1.0 + l2)).astype(np.float32)
+    tiles, others = _tiles(gram), _tiles(second[0]) if second else None
+    penalties = np.stack([l1, l2, tolerance]).astype(np.float32)
     sweeps = np.zeros(len(chosen), np.int64)
-    kernel = _kernel()
 
     def block(start: int) -> None:
-        here = slice(start, start + BLOCK)
-        arrays = (gram, weights, residual, *other, l1, shrink, tolerance)
-        kernel(*arrays, chosen[here], max_sweeps, sweeps[here])
+        here = chosen[start : start + BLOCK]
+        before = weights[here] if second else None
+        solve(tiles, weights, residual, penalties, here, max_sweeps, sweeps[start : start + BLOCK])
+        if second and before is not None:
+            subtract_product(others, weights[here] - before, second[1], here)
 
     starts = range(0, len(chosen), BLOCK)
     if torch.get_num_threads() == 1 or len(starts) == 1:
@@ -96,76 +111,5 @@ def descend(
     return sweeps
 
 
-@functools.cache
-def _kernel() -> Callable[..., None]:
-    """Compile once per machine (kept beside this file or in the user's cache), else once per process."""
-    from numba import njit
-
-    try:
-        compiled = njit(fastmath=True, nogil=True, cache=True)(_descend)
-    except RuntimeError:  # no folder to keep it in
-        compiled = njit(fastmath=True, nogil=True)(_descend)
-    return compiled
-
-
-def _descend(
-    gram: Any,
-    weights: Any,
-    residual: Any,
-    second: Any,
-    second_residual: Any,
-    l1: Any,
-    shrink: Any,
-    tolerance: Any,
-    chosen: Any,
-    max_sweeps: int,
-    sweeps: Any,
-) -> None:
-    """One block of columns; compiled."""
-    size, count = gram.shape[0], len(chosen)
-    with_second = second.shape[0] > 0
-    active = np.arange(count)
-    changed = np.zeros(count, np.bool_)
-    for _ in range(max_sweeps):
-        for k in range(count):
-            changed[k] = False
-        for j in range(size):
-            row = gram[j]
-            for k in range(count):
-                column = chosen[active[k]]
-                old, left = weights[column, j], residual[column, j]
-                threshold = l1[column]
-                if old == 0.0 and abs(left) <= threshold + tolerance[column]:
-                    continue
-                target = left + old
-                new = np.float32(0.0)
-                if target > threshold:
-                    new = (target - threshold) * shrink[column]
-                elif target < -threshold:
-                    new = (target + threshold) * shrink[column]
-                step = new - old
-                # A weight of the wrong sign violates by l1 and more, however small it is.
-                if abs(step) <= tolerance[column] * shrink[column] and (old == 0.0 or new * old > 0.0):
-                    continue
-                weights[column, j] = new
-                changed[k] = True
-                own = residual[column]
-                if with_second:
-                    other, other_row = second_residual[column], second[j]
-                    for i in range(size):
-                        own[i] -= step * row[i]
-                        other[i] -= step * other_row[i]
-                else:
-                    for i in range(size):
-                        own[i] -= step * row[i]
-        kept = 0
-        for k in range(count):
-            sweeps[active[k]] += 1
-            if changed[k]:
-                active[kept] = active[k]
-                kept += 1
-        count = kept
-        if count == 0:
-            return
-    for k in range(count):
-        sweeps[active[k]] = max_sweeps + 1
+def _tiles(matrix: np.ndarray | Tiles) -> Any:
+    return (matrix if isinstance(matrix, Tiles) else Tiles(matrix)).tiles

@@ -23,9 +23,7 @@ from coar.regression.statistics import MaskCounts, OutputStatistics
 FISTA_ITERATIONS = 10  # for each sweep that is allowed
 NEGLIGIBLE = 2e-3  # of the largest penalty
 POLISH = 5  # times that a solution is continued from a residual computed anew
-_BYTES = (
-    28  # per entry of a components x components matrix: three int32 sums, three float32 matrices, one spare
-)
+_BYTES = 32  # per entry of a matrix of all components: three int32 sums, four float32 matrices, one spare
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,14 @@ class Part:
         self.deviation = masks.deviation if deviation is None else deviation
         own = deviation is None
         self.gram = masks.correlation(np.float32) if own else masks.covariance(self.deviation, np.float32)
+        self.prepared: Any = self.gram  # as the algorithm wants it
+
+    def prepare(self, algorithm: str, dense: bool) -> None:
+        """Cut the matrix into tiles where coordinate descent runs; let go of the dense one if asked."""
+        if algorithm == "coordinate_descent":
+            self.prepared = coordinate_descent.Tiles(self.gram)
+            if not dense:
+                self.gram = np.empty((0, 0), np.float32)
 
     def outputs(self, columns: slice) -> tuple[OutputStatistics, np.ndarray]:
         """Statistics of some columns, and their covariance with the masks, float32 [columns, components]."""
@@ -75,9 +81,12 @@ class LassoFitter:
         _require_memory(problem)
         if self.chooses:
             self.train = Part(problem, TRAIN)
+            self.train.prepare(solve.algorithm, dense=False)
             self.held = Part(problem, HELD_OUT, self.train.deviation)
+            self.held.prepare(solve.algorithm, dense=False)
         self.whole = Part(problem, ALL)
         problem.forget_gram()
+        self.whole.prepare(solve.algorithm, dense=True)
 
     def fit(self, columns: slice) -> Block:
         """Fit some columns."""
@@ -118,7 +127,7 @@ class LassoFitter:
         wrong: np.ndarray = np.arange(len(weights))
         residual = covariance - weights @ self.whole.gram
         for _ in range(POLISH):
-            arrays = (self.whole.gram, weights, residual, l1, l2, tolerance / 2)
+            arrays = (self.whole.prepared, weights, residual, l1, l2, tolerance / 2)
             sweeps[wrong] += self.solve(self.settings.max_sweeps, *arrays, chosen=wrong)
             residual[wrong] = covariance[wrong] - weights[wrong] @ self.whole.gram
             _require_finite(residual)
@@ -149,8 +158,8 @@ class LassoFitter:
             if not len(live):
                 break
             ahead.move(live, penalty[live])
-            arrays = (self.train.gram, weights, residual, *self._split(penalty), tolerance)
-            second = (self.held.gram, held_residual)
+            arrays = (self.train.prepared, weights, residual, *self._split(penalty), tolerance)
+            second = (self.held.prepared, held_residual)
             sweeps = self.solve(self.settings.max_sweeps, *arrays, second=second, chosen=live)
             capped[live] |= sweeps > self.settings.max_sweeps
             _require_finite(residual)
