@@ -45,6 +45,7 @@ ORDER = [
     "creation",
     "study",
     "regression",
+    "gradients",
     "interop",
     "report",
     "baselines",
