@@ -143,9 +143,9 @@ def solve(  # noqa: D103 - described by its arguments
             for other in range(len(tiles)):
                 if other != block:
                     there = slice(other * size, min(weights.shape[1], (other + 1) * size))
-                    for k in range(some):
-                        steps, rows = changes[k, : counts[k]], positions[k, : counts[k]]
-                        _subtract(tiles[block, other], steps, rows, residual[wanted[k], there])
+                    for m in range(some):
+                        steps, rows = changes[m, : counts[m]], positions[m, : counts[m]]
+                        _subtract(tiles[block, other], steps, rows, residual[wanted[m], there])
         sweeps[live] += 1
         live = live[changed[live]]
         if not len(live):
