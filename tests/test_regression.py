@@ -1,6 +1,8 @@
 """Regression: equal to the slow definitions, independent of how rows were stored, honest about doubt."""
 
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,3 +255,11 @@ def test_a_component_that_never_varies_is_as_if_it_were_not_there():
         np.testing.assert_allclose(fits[0].details[figure], fits[1].details[figure], rtol=1e-9)
     np.testing.assert_allclose(fits[0].weights[:, :20], fits[1].weights, rtol=1e-9)
     np.testing.assert_allclose(fits[0].errors[:, :20], fits[1].errors, rtol=1e-9)
+
+
+def test_the_code_of_the_page_runs():
+    page = (Path(__file__).parents[1] / "docs/regression.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "docs/regression.md", "exec"), {})
