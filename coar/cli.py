@@ -192,7 +192,12 @@ def fit(
     solver: Annotated[SolverName | None, typer.Option(help="default auto: ridge")] = None,
     settings: Annotated[Path | None, typer.Option(help="YAML or JSON file, see specs/fit/")] = None,
     output: Annotated[str, typer.Option(help="which output, where there are several")] = "",
-    columns: Annotated[str, typer.Option(help="START:STOP; default all", metavar="START:STOP")] = "",
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="positions START:STOP (STOP not included), not names; default all", metavar="START:STOP"
+        ),
+    ] = "",
     name: Annotated[str, typer.Option(help="name of the attributions in the study")] = "",
     memory: Annotated[str, typer.Option(help='to plan with, such as "8 GiB"; default half')] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
@@ -202,22 +207,21 @@ def fit(
 
     Example: coar fit runs/digits --solver lasso
     """
-    from coar.regression.fit_file import FitSettings, fit_with, load
+    from coar.regression.fit_file import FitSettings, load
+    from coar.regression.fit_file_run import fit_with
+    from coar.regression.fit_file_summary import fit_summary
     from coar.study import Study
 
     asked: dict[str, Any] = {"solver": solver and solver.value, "output": output, "save_as": name}
-    asked |= {"memory": memory, "columns": _range(columns)}
-    chosen = (load(settings) if settings else FitSettings()).changed(asked)
+    asked |= {"memory": memory, "columns": columns}
+    base = load(settings, solver is SolverName.FAST_L1) if settings else FitSettings()
+    chosen = base.changed(asked, str(settings))
     study = Study.open(directory)
-    found = fit_with(study, chosen, partial=partial, device=device, progress=True)
-    rows = f"{found.provenance['rows']:,} of {study.num_rows:,} rows"
-    r2 = f"the median R2 is {_median(found.detail('r2')):.3f}"
-    notes = found.provenance["notes"]
-    typer.echo(
-        f"{found!r}\n{notes.get('algorithm', found.provenance['method'])}: {notes.get('why', 'as asked')}"
-    )
-    typer.echo(f"from {rows}, on which {r2} (fitted, not held out: see coar evaluate)")
+    where = str(settings or "coar fit") + (f" --columns {columns}" if columns else "")
+    found = fit_with(study, chosen, partial=partial, device=device, progress=True, where=where)
+    typer.echo(fit_summary(found, study.num_rows))
     typer.echo(f"written to {study.attributions_path(chosen.name)}")
+    typer.echo(f"held out: see `coar evaluate {directory} --name {chosen.name}`")
 
 
 @app.command("import")
@@ -227,14 +231,20 @@ def import_rows(
     spec: Annotated[Path | None, typer.Option(help="the original's spec, to check the store against")] = None,
     components: Annotated[Path | None, typer.Option(help="text file, a name per line")] = None,
     columns: Annotated[Path | None, typer.Option(help="text file, a name per line")] = None,
+    output: Annotated[
+        list[str] | None, typer.Option(help="array to take as an output (repeatable); default all")
+    ] = None,
 ) -> None:
     """Make a study of the finished rows of a store by the original code.
 
     Example: coar import ../coar_store runs/imported --spec ../spec.json
     """
-    from coar.interop import import_store
+    from coar.interop.importing import import_store, imported_summary
 
-    study = import_store(source, directory, spec=spec, components=components, columns=columns)
+    study = import_store(
+        source, directory, outputs=output or None, spec=spec, components=components, columns=columns
+    )
+    typer.echo(imported_summary(study))
     typer.echo(study.status().summary())
 
 
@@ -269,24 +279,26 @@ def evaluate(
     ] = None,
     num_rows: Annotated[int, typer.Option(help="held-out masks per fraction")] = 100,
     seed: Annotated[int, typer.Option(help="of the held-out masks")] = 1,
-    names: Annotated[list[str] | None, typer.Option("--name", help="attributions (repeatable)")] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="attributions (repeatable); default all")
+    ] = None,
     allow_import: AllowImport = None,
 ) -> None:
     """Predict held-out ablations.
 
     Example: coar evaluate runs/digits --fraction 0.05 --fraction 0.10
     """
-    from coar.attributions import Attributions
     from coar.evaluation import evaluate as evaluate_methods
+    from coar.regression.fit_file_saved import by_columns, saved_attributions
     from coar.study import Study
 
     study = Study.open(directory, allow_import=allow_import)
-    methods = {name: Attributions.load(study.attributions_path(name)) for name in names or ["ridge"]}
     tested = fractions or [getattr(study.spec.design, "ablation_fraction", 0.1)]
-    found = evaluate_methods(
-        study.experiment, methods, tested, num_rows, seed, directory=directory / "held-out"
-    )
-    typer.echo(found.summary())
+    for methods in by_columns(saved_attributions(study, names)):
+        found = evaluate_methods(
+            study.experiment, methods, tested, num_rows, seed, directory=directory / "held-out"
+        )
+        typer.echo(found.summary())
 
 
 @app.command()
@@ -326,22 +338,6 @@ def _experiment(spec: Path, allow_import: list[str] | None) -> Any:
     from coar.spec import StudySpec, build_experiment
 
     return build_experiment(StudySpec.load(spec), allow_import=allow_import)
-
-
-def _range(text: str) -> tuple[int, int | None] | None:
-    """START:STOP, of which STOP may be missing."""
-    start, colon, stop = text.partition(":")
-    if not text:
-        return None
-    if not colon or not (start or "0").isdigit() or not (stop or "0").isdigit():
-        raise typer.BadParameter(f"columns are START:STOP, such as 0:1000, not {text!r}")
-    return int(start or 0), int(stop) if stop else None
-
-
-def _median(values: Any) -> float:
-    import numpy as np
-
-    return float(np.median(values))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +18,15 @@ import torch
 from coar.errors import CoarError, StoreError, install_hint
 from coar.files import write_json_once
 from coar.randomness import words
+from coar.regression import coordinate_descent
+from coar.regression.fast_l1_backend import REPOSITORY
 from coar.testing import check_experiment, linear_experiment
 
 GOLDEN_WORDS = (0xE35A29832104D74F, 0xB7C1535B13AB2B25)
 EXTRAS = {  # those that something in the package uses
     "vision": ("torchvision", "timm"),
     "language": ("transformers", "datasets"),
+    "lasso": ("numba",),
 }
 
 
@@ -47,6 +51,7 @@ def examine(directory: str | Path | None = None) -> list[Finding]:
     findings += [_tried("random masks are those of every other machine", _check_randomness)]
     findings += [_tried("files are written whole, the first writer wins", lambda: _check_files(directory))]
     findings += [_tried("ablation of a linear model gives its known attributions", _check_ablation)]
+    findings += [_fast_l1()]
     return findings + [_extra(name, modules) for name, modules in EXTRAS.items()]
 
 
@@ -102,7 +107,23 @@ def _extra(name: str, modules: tuple[str, ...]) -> Finding:
         return Finding(
             "note", f"optional part {name}: {', '.join(missing)} not installed; {install_hint(name)}"
         )
+    broken = coordinate_descent.why_not() if name == "lasso" else ""
+    if broken:
+        return Finding(
+            "note", f"optional part lasso: {broken}; the LASSO works, slower; {install_hint(name)}"
+        )
     return Finding("ok", f"optional part {name}: " + ", ".join(f"{m} {v}" for m, v in found.items()))
+
+
+def _fast_l1() -> Finding:
+    """The original solver: more than packages, and no extra of ours installs it."""
+    missing = [] if torch.cuda.is_available() else ["no CUDA device"]
+    found = {name: find_spec(name) for name in ("cupy", "fast_l1")}  # cupy has a name for each CUDA
+    missing += [f"{name} not installed" for name, spec in found.items() if not (spec and spec.origin)]
+    if not missing:
+        return Finding("ok", "optional part fast_l1: CUDA, cupy, fast_l1")
+    how = f'pip install cupy-cuda12x "git+{REPOSITORY}"'
+    return Finding("note", f"optional part fast_l1: {', '.join(missing)}; {how}, on a machine with CUDA")
 
 
 def _version(module: str) -> str | None:

@@ -13,6 +13,7 @@ import pytest
 from coar import cli
 from coar.attributions import Attributions
 from coar.edit import Edit
+from coar.errors import StudyError
 from coar.study import Study
 from tests.contributions import make_task
 
@@ -193,6 +194,39 @@ def test_attributions_of_several_names_are_evaluated_together(works, spec, tmp_p
     assert "ablate 20%" in text  # the fraction of the study, where none is given
 
 
+def test_all_attributions_are_evaluated_where_none_is_named(works, fails, spec, tmp_path):
+    study = tmp_path / "study"
+    works("init", spec, study)
+    works("run", study)
+    assert "coar fit" in fails("evaluate", study)
+    fitted = works("fit", study, "--solver", "lasso", "--name", "sparse")
+    assert "nonzero weights: " in fitted
+    assert f"see `coar evaluate {study} --name sparse`" in fitted
+    works("fit", study, "--columns", "0:4", "--name", "few")
+    text = works("evaluate", study, "--num-rows", 5)
+    assert "sparse" in text
+    assert "few" in text
+
+
+def test_the_published_settings_are_kept_for_the_published_solver(coar, spec, tmp_path, monkeypatch):
+    for words in (("init", spec, tmp_path / "study"), ("run", tmp_path / "study")):
+        coar(*words)
+    path, asked = tmp_path / "published.yaml", []
+    path.write_text("data: {}\ncfg: {k: 1, lr: 0.25, manual_max_lambda: 0}\n")
+
+    def found(_, settings, **__):
+        asked.append(settings)
+        raise StudyError("stop here")
+
+    monkeypatch.setattr("coar.regression.fit_file_run.fit_with", found)
+    _, _, err = coar("fit", tmp_path / "study", "--settings", path, "--solver", "fast_l1")
+    assert "stop here" in err
+    assert (asked[0].solver.learning_rate, asked[0].solver.num_penalties) == (0.25, 0)
+    assert asked[0].name == "published"
+    _, _, err = coar("fit", tmp_path / "study", "--settings", path, "--solver", "lasso")
+    assert f"--solver lasso replaces solver ridge of {path}: its penalties are not used" in err
+
+
 def test_rows_may_be_missing_where_one_says_so(works, fails, spec, tmp_path):
     study = tmp_path / "study"
     works("init", spec, study)
@@ -275,9 +309,15 @@ def test_unreasonable_values_are_refused(works, fails, spec, tmp_path):
     assert "only grow" in fails("extend", study, "--num-rows", 60)
     assert "ablation_fraction" in fails("evaluate", study, "--fraction", 1.5)
     assert "at least 3" in fails("evaluate", study, "--num-rows", 1)
-    assert "file name" in fails("fit", study, "--name", "../x")
+    assert "save_as: 1-100 letters" in fails("fit", study, "--name", "../x")
+    assert "positions, STOP not included" in fails("fit", study, "--columns", "e0")
+    assert "coar fit --columns 0:41: no such columns" in fails("fit", study, "--columns", "0:41")
+    assert 'write "4 GiB"' in fails("fit", study, "--memory", "4")
+    assert "attributions 'ridge' exist: " in fails("fit", study, "--columns", "0:4")
     assert "no such output" in fails("fit", study, "--output", "loss")
-    assert "index.json is missing" in fails("evaluate", study, "--name", "lasso")
+    err = fails("evaluate", study, "--name", "lasso")
+    assert "index.json is missing" in err
+    assert "one of: ridge" in err
     assert "unknown: 'nobody'" in fails("edit", study, "--target", "nobody", "--save-to", "fix.json")
     assert not (tmp_path / "fix.json").exists()
 

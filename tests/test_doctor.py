@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 
 from coar import doctor
 from coar.doctor import Finding, examine
@@ -86,3 +87,26 @@ def test_a_folder_that_happens_to_have_the_name_of_an_extra_is_none(monkeypatch,
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(doctor, "EXTRAS", {"ghosts": ("no_such_module_at_all",)})
     assert examine()[-1].state == "note"
+
+
+def test_the_solvers_are_optional_parts():
+    said = "\n".join(map(str, examine()))
+    assert "optional part lasso: numba" in said
+    assert "optional part fast_l1: " in said
+    assert not torch.cuda.is_available() or "no CUDA device" not in said
+
+
+def test_without_a_gpu_or_cupy_it_says_how_to_get_the_original_solver(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    (found,) = (finding for finding in examine() if "fast_l1" in finding.what)
+    assert found.state == "note"
+    assert "no CUDA device, cupy not installed, fast_l1 not installed" in found.what
+    assert "pip install cupy-cuda12x" in found.what
+
+
+def test_a_broken_numba_is_a_note(monkeypatch):
+    monkeypatch.setattr(doctor, "EXTRAS", {"lasso": ("numpy",)})
+    monkeypatch.setattr(doctor.coordinate_descent, "why_not", lambda: "numba cannot be imported (so)")
+    assert examine()[-1].state == "note"
+    assert "numba cannot be imported (so)" in examine()[-1].what

@@ -1,6 +1,7 @@
 """Fit files: ours round trip between YAML and JSON, the original's are translated, bad ones are named."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import coar
-from coar.errors import CoarWarning, SpecError
+from coar.errors import CoarWarning, SettingError, SpecError, StoreError, StudyError
 from coar.regression.fast_l1 import FastL1
-from coar.regression.fit_file import SOLVERS, Auto, FitSettings, fit_with, load
+from coar.regression.fit_file import SOLVERS, Auto, FitSettings, load
+from coar.regression.fit_file_run import fit_with
+from coar.regression.fit_file_saved import by_columns, saved_attributions, saved_names
+from coar.regression.fit_file_summary import fit_summary
 from coar.regression.fit_file_text import MAX_BYTES, read_text, write_text
 from coar.regression.lasso import Lasso
 from coar.regression.ridge import Ridge
@@ -65,7 +69,7 @@ settings = st.builds(
     solver=solvers,
     output=st.none() | st.text(max_size=20),
     columns=columns,
-    memory=st.none() | st.integers(1, 2**50) | st.sampled_from(["8 GiB", "1.5 TB", "7"]),
+    memory=st.none() | st.integers(2**20, 2**60) | st.sampled_from(["8 GiB", "1.5 TB", "7g"]),
     save_as=st.none() | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,9}", fullmatch=True),
     notes=st.lists(st.text(max_size=20), max_size=2).map(tuple),
 )
@@ -126,6 +130,14 @@ class TestRoundTrips:
         assert found.output == "no"
 
 
+@pytest.fixture
+def study(tmp_path):
+    design = coar.Bernoulli(ablation_fraction=0.3, seed=0)
+    found = coar.Study.create(tmp_path / "study", SubsetMean(4, 6), design, 60)
+    found.run(progress=False)
+    return found
+
+
 class TestUse:
     @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
     def test_examples_are_valid_and_named_after_what_they_save(self, path):
@@ -150,8 +162,31 @@ class TestUse:
 
     @pytest.mark.parametrize("columns", [(2, 8), (7, None)])
     def test_columns_beyond_the_last_are_refused(self, columns):
-        with pytest.raises(SpecError, match="no such columns"):
-            FitSettings(columns=columns).column_positions(7)
+        with pytest.raises(SpecError, match=r"fit\.yaml: no such columns") as caught:
+            FitSettings(columns=columns).column_positions(7, "fit.yaml")
+        assert "columns: [START, STOP] with 0 <= START < STOP <= 7" in caught.value.expected
+
+    def test_columns_and_rows_to_hold_out_name_the_keys_of_the_original(self):
+        notes = ("data.num_val: read as a share", "data.target_end_ind: read as columns")
+        found = FitSettings(solver=Lasso(held_out=90), columns=(0, 9), notes=notes)
+        with pytest.raises(SpecError, match=r"x: no such columns \(data.target_end_ind\)"):
+            found.column_positions(7, "x")
+        with pytest.raises(SpecError, match=r"x: no row would be held out \(data.num_val\)"):
+            found.require_held_out(89, "x")
+        found.require_held_out(90)
+        for solver in (Ridge(), Lasso(held_out=90, penalties=1.0), FastL1(held_out=90, num_penalties=0)):
+            FitSettings(solver=solver).require_held_out(5)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"), [("0:10", (0, 10)), (":10", (0, 10)), ("3:", (3, None)), (":", (0, None))]
+    )
+    def test_columns_may_be_text(self, tmp_path, text, expected):
+        assert load(write(tmp_path, f'format: 1\ncolumns: "{text}"\n')).columns == expected
+
+    def test_a_solver_may_be_given_by_name(self):
+        assert FitSettings(solver="lasso") == FitSettings(solver=Lasso())
+        with pytest.raises(SettingError, match="did you mean 'lasso'"):
+            FitSettings(solver="laso")
 
     def test_arguments_go_before_the_file(self):
         found = FitSettings(
@@ -159,7 +194,8 @@ class TestUse:
         )
         assert found.changed({"solver": None, "output": "", "columns": None}) == found
         assert found.changed({"solver": "ridge", "save_as": "other"}).solver == Ridge(penalties=0.5)
-        changed = found.changed({"solver": "lasso", "columns": (2, None), "memory": "1 GiB"})
+        with pytest.warns(CoarWarning, match="--solver lasso replaces solver ridge of f: its penalties are"):
+            changed = found.changed({"solver": "lasso", "columns": (2, None), "memory": "1 GiB"}, "f")
         assert changed.solver == Lasso()
         assert (changed.columns, changed.memory, changed.output) == ((2, None), "1 GiB", "loss")
         with pytest.raises(SpecError, match="arguments"):
@@ -169,10 +205,7 @@ class TestUse:
         names = [FitSettings(), FitSettings(solver=Lasso()), FitSettings(solver=FastL1(), save_as="gpu")]
         assert [found.name for found in names] == ["ridge", "lasso", "gpu"]
 
-    def test_fits_as_asked(self, tmp_path):
-        design = coar.Bernoulli(ablation_fraction=0.3, seed=0)
-        study = coar.Study.create(tmp_path / "study", SubsetMean(4, 6), design, 60)
-        study.run(progress=False)
+    def test_fits_as_asked(self, study):
         asked = FitSettings(solver=Ridge(penalties=0.0), columns=(1, 3), save_as="two", notes=("a remark",))
         found = fit_with(study, asked)
         expected = coar.fit(study, Ridge(penalties=0.0), columns=[1, 2])
@@ -180,6 +213,52 @@ class TestUse:
         assert found.provenance["remarks"] == ["a remark"]
         assert study.attributions_path("two").exists()
         assert fit_with(study, FitSettings()).provenance["method"] == "ridge"
+
+    def test_the_same_again_is_harmless_and_another_of_that_name_refused_at_once(self, study, monkeypatch):
+        settings = FitSettings(solver=Ridge(penalties=0.5), columns=(1, 3), notes=("x",))
+        first = fit_with(study, settings)
+        np.testing.assert_array_equal(fit_with(study, settings).weights, first.weights)
+        monkeypatch.setattr("coar.regression.fit_file_run.fit", None)  # nothing is fitted any more
+        others = [
+            ({"solver": {"name": "ridge", "penalties": 0.25}}, r"ridge \(penalties=0.25\), 60 rows"),
+            ({"columns": (0, 2)}, "2 columns from 'feature 0', ridge, 60 rows"),
+            ({"columns": (0, 3)}, "3 columns, ridge, 60 rows"),
+            ({"notes": ("y",)}, "other remarks"),
+        ]
+        for change, expected in others:
+            asked = FitSettings.from_json(settings.to_json() | change)
+            with pytest.raises(StudyError, match=r"attributions 'ridge' exist: .* ridge.*60 rows") as caught:
+                fit_with(study, asked)
+            assert re.search(expected, caught.value.got)
+            assert "--name NAME (save_as=)" in caught.value.todo
+        study.extend(70)
+        study.run(progress=False)
+        with pytest.raises(StudyError) as caught:
+            fit_with(study, settings)
+        assert "70 rows" in caught.value.got
+
+    def test_attributions_are_found_by_name(self, study):
+        with pytest.raises(StoreError, match="no attributions in") as caught:
+            saved_attributions(study)
+        assert "coar fit" in caught.value.todo
+        fit_with(study, FitSettings(save_as="b"))
+        fit_with(study, FitSettings(save_as="a"))
+        fit_with(study, FitSettings(save_as="part", columns=(0, 2)))
+        (study.directory / "attributions" / "unfinished").mkdir()
+        assert list(saved_attributions(study)) == saved_names(study) == ["a", "b", "part"]
+        assert [list(group) for group in by_columns(saved_attributions(study))] == [["a", "b"], ["part"]]
+        with pytest.raises(StoreError, match="no attributions 'c', 'd' in") as caught:
+            saved_attributions(study, ["a", "c", "d"])
+        assert caught.value.expected == "one of: a, b, part"
+
+    def test_a_summary_counts_and_gives_medians(self, study):
+        text = fit_summary(fit_with(study, FitSettings(solver=Lasso(penalties=1e9))), 60)
+        assert "\npenalty: 1e+09\n" in text
+        assert "nonzero weights: 0 of 4 components (median); 6 of 6 columns have none" in text
+        text = fit_summary(fit_with(study, FitSettings(solver=Ridge(algorithm="conjugate_gradient"))), 90)
+        assert re.search(r"penalty: \S+( \(median\), \S+ to \S+)? \(smallest squared error", text)
+        assert "standard errors: none" in text
+        assert "from 60 of 90 rows" in text
 
     def test_yaml_is_not_loaded_before_it_is_needed(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "yaml", None)  # importing it is now an error
@@ -191,35 +270,39 @@ class TestOriginal:
     def test_the_published_file_is_least_squares_and_every_key_is_named(self, tmp_path):
         found, text = original(tmp_path)
         assert found.solver == Ridge(penalties=0.0)
-        assert (found.columns, found.output, found.save_as) == (None, None, None)
+        assert (found.columns, found.output, found.save_as) == (None, None, "fit")
         keys = (
             "data.num_train data.num_val cfg.num_workers cfg.k cfg.batch_size cfg.lr cfg.eps cfg.true_random"
         )
         keys = [*keys.split(), "cfg.manual_max_lambda", "early_stopping.check_every", "early_stopping.eps"]
-        for key in keys:
-            assert f"  {key}: " in text
         assert {note.split(": ")[0] for note in found.notes} == set(keys)
-        assert all(note in text for note in found.notes)
-        assert "cfg.lr: ignored: a step size" in text
-        assert "cfg.k: read as least squares: no penalty" in text
+        first, second = text.splitlines()
+        assert first.startswith(str(tmp_path / "fit.yaml"))
+        assert first.endswith(" = ridge, penalties 0.0, all columns")
+        ignored = second.removeprefix("ignored: ").removesuffix(" (reasons in the provenance)").split(", ")
+        assert {*ignored, "cfg.k", "cfg.manual_max_lambda"} == set(keys)
+        assert "cfg.lr: ignored: a step size" in "\n".join(found.notes)
+        assert "cfg.k: read as least squares: no penalty" in "\n".join(found.notes)
 
     def test_a_path_becomes_a_lasso(self, tmp_path):
         changes = [("k: 1\n", "k: 100\n"), ("eps: 1e-4", "eps: 1e-6"), ("  manual_max_lambda: 0\n", "")]
         found, text = original(tmp_path, changes)
         assert found.solver == Lasso(num_penalties=100, smallest=1e-6, held_out=10)
-        assert "cfg.k: read as num_penalties" in text
-        assert "data.num_val: read as a share: every row number 10 is held out" in text
+        assert "= lasso, num_penalties 100, smallest 1e-06, held_out 10, all columns\n" in text
+        notes = "\n".join(found.notes)
+        assert "cfg.k: read as num_penalties" in notes
+        assert "data.num_val: read as a share: every row number 10 is held out" in notes
 
     def test_one_penalty_from_the_data_is_least_squares_with_a_reservation(self, tmp_path):
-        found, text = original(tmp_path, [("manual_max_lambda: 0", "manual_max_lambda: -1")])
+        found, _ = original(tmp_path, [("manual_max_lambda: 0", "manual_max_lambda: -1")])
         assert found.solver == Ridge(penalties=0.0)
-        assert "also tries its largest penalty" in text
+        assert "also tries its largest penalty" in "\n".join(found.notes)
 
     def test_a_penalty_given_is_that_of_all_columns(self, tmp_path):
         changes = [("manual_max_lambda: 0", "manual_max_lambda: 0.25")]
-        found, text = original(tmp_path, changes)
+        found, _ = original(tmp_path, changes)
         assert found.solver == Lasso(penalties=0.25)
-        assert "the original also tries none" in text
+        assert "the original also tries none" in "\n".join(found.notes)
         with pytest.raises(SpecError, match="manual_max_lambda"):
             load(tmp_path / "fit.yaml", fast_l1=True)
 
@@ -239,7 +322,27 @@ class TestOriginal:
         lines = "".join(f"  target_{name}_ind: {x}\n" for name, x in given if x is not None)
         found, text = original(tmp_path, [("  num_train", f"{lines}  num_train")])
         assert found.columns == expected
-        assert text.count("read as columns") == lines.count("\n")
+        assert "\n".join(found.notes).count("read as columns") == lines.count("\n")
+        start, stop = expected or (None, None)
+        shown = f"columns {start} to {stop or 'the last'}" if expected else "all columns"
+        assert text.splitlines()[0].endswith(f", {shown}")
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [("cifar (1).yaml", "cifar-1-"), ("_x.yaml", "x"), ("a.b.yml", "a.b"), ("é.yaml", None)],
+    )
+    def test_attributions_are_named_after_the_file(self, tmp_path, name, expected):
+        with pytest.warns(CoarWarning, match="published code"):
+            assert load(write(tmp_path, ORIGINAL, name)).save_as == expected
+
+    def test_another_solver_drops_what_was_said_of_the_file_s(self, tmp_path):
+        found, _ = original(tmp_path, [("  num_train", "  target_end_ind: 3\n  num_train")])
+        with pytest.warns(CoarWarning, match="--solver lasso replaces solver ridge of here"):
+            changed = found.changed({"solver": "lasso"}, "here")
+        kept = [note.split(": ")[0] for note in changed.notes]
+        assert kept == ["data.target_end_ind", "cfg.num_workers", "cfg.true_random"]
+        assert changed.solver == Lasso()
+        assert "data.target_end_ind" not in "".join(found.changed({"columns": "0:2"}).notes)
 
     def test_other_keys_are_ignored_and_said_why(self, tmp_path):
         more = "  seed: 3\n  data_path: rows.beton\n  num_train"
@@ -257,7 +360,9 @@ class TestOriginal:
         found, text = original(tmp_path, fast_l1=True)
         asked = {"learning_rate": 1e-3, "batch_size": 2500, "check_every": 3, "threshold": 1e-10}
         assert found.solver == FastL1(num_penalties=0, **asked)
-        assert "cfg.lr: read as learning_rate" in text
+        assert "= fast_l1, num_penalties 0, learning_rate 0.001" in text
+        assert "cfg.lr: read as learning_rate" in "\n".join(found.notes)
+        assert found.changed({"solver": "fast_l1"}) == found
         changes = [
             ("k: 1\n", "k: 20\n"),
             ("  manual_max_lambda: 0\n", ""),
@@ -326,6 +431,12 @@ class TestRefused:
             ("format: 1\ncolumns: [5, 5]\n", "1 setting not accepted"),
             ("format: 1\ncolumns: [-1, 5]\n", "1 setting not accepted"),
             ("format: 1\ncolumns: 5\n", "1 setting not accepted"),
+            ("format: 1\ncolumns: '5'\n", "1 setting not accepted"),
+            ("format: 1\ncolumns: '5:2'\n", "1 setting not accepted"),
+            ("format: 1\ncolumns: 'a:b'\n", "1 setting not accepted"),
+            ("format: 1\nmemory: 4\n", "1 setting not accepted"),
+            ("format: 1\nsolver: {name: lasso, n_alphas: 9}\n", "did you mean 'num_penalties'?"),
+            ("format: 1\nsolver: {name: fast_l1, learning_rate: fast}\n", "1 setting not accepted"),
             ("format: 1\nformat: 1\n", "key 'format' is given twice (line 2)"),
             ("format: 1\nsolver:\n  name: auto\n  name: ridge\n", "key 'name' is given twice (line 4)"),
             ("format: 1\n1: 2\n", "cannot be read"),
@@ -370,8 +481,11 @@ class TestRefused:
     def test_a_wrong_setting_is_named_with_its_key(self, tmp_path):
         with pytest.raises(SpecError) as caught:
             load(write(tmp_path, "format: 1\nsolver: {name: ridge, penalties: -1}\ncolumns: [3, 1]\n"))
-        assert "solver.ridge.penalties" in caught.value.expected
-        assert "columns: start and stop, with start < stop" in caught.value.expected
+        parts = caught.value.expected.split("; ")
+        assert parts[0] == "solver.penalties: a number >= 0, or a list of them"
+        assert parts[1].startswith('columns: [START, STOP] or "START:STOP"')
+        assert parts[1].endswith("START < STOP")
+        assert "2 settings not accepted" in caught.value.what
 
     def test_a_few_words_that_stand_for_a_billion_are_not_unfolded(self, tmp_path):
         lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]

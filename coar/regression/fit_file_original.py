@@ -10,11 +10,11 @@ solved are kept; those that say how its solver gets there have no meaning for ex
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from coar.errors import SpecError
+from coar.settings import nearest
 
 KEYS: dict[str, dict[str, type]] = {
     "data": {
@@ -43,7 +43,7 @@ IGNORED = {
     "data.seed": "read by nobody, in the original either: it holds out the last rows",
     "cfg.lr": "a step size; these solvers stop at the exact solution",
     "cfg.batch_size": "sums over rows do not depend on batches",
-    "cfg.out_dir": "attributions are saved in the study: give save_as a name",
+    "cfg.out_dir": "attributions are saved in the study, named after this file; save_as is another name",
     "cfg.num_workers": "rows are read by this process",
     "cfg.use_bias": "the intercept is always fitted; weights are the same without",
     "cfg.true_random": "read by nobody, in the original either",
@@ -57,6 +57,11 @@ _TO_FAST_L1 = {
     "early_stopping.check_every": "check_every",
     "early_stopping.eps": "threshold",
 }
+# Keys whose notes are about the solver that the file asks for.
+_ABOUT_SOLVER = (
+    *("data.num_train: ", "data.num_val: ", "cfg.k: ", "cfg.eps: ", "cfg.lr: ", "cfg.batch_size: "),
+    *("cfg.manual_max_lambda: ", "cfg.use_bias: ", "early_stopping."),
+)
 
 
 def is_original(value: Any) -> bool:
@@ -85,14 +90,35 @@ def translate(value: dict[str, Any], where: str, fast_l1: bool = False) -> tuple
     return _Translation(_flat(value, where), where, fast_l1).run()
 
 
-def nearest(key: object, known: Iterable[str]) -> str:
-    """What an unknown key may have meant, as the end of a sentence.
+def without_solver(notes: Iterable[str]) -> tuple[str, ...]:
+    """Notes that stay true with another solver.
 
-    >>> nearest("penalites", ["penalties", "errors"])
-    "; did you mean 'penalties'?"
+    >>> without_solver(["cfg.k: read as num_penalties", "data.seed: read by nobody"])
+    ('data.seed: read by nobody',)
     """
-    close = difflib.get_close_matches(str(key), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return tuple(note for note in notes if not note.startswith(_ABOUT_SOLVER))
+
+
+def without_columns(notes: Iterable[str]) -> tuple[str, ...]:
+    """Notes that stay true with other columns."""
+    return tuple(note for note in notes if not note.startswith("data.target_"))
+
+
+def summary(settings: dict[str, Any], notes: Iterable[str]) -> str:
+    """What a file became, in one line, and which of its keys are ignored, in another.
+
+    >>> settings = {"solver": {"name": "ridge", "penalties": 0.0}, "columns": [0, 40]}
+    >>> print(summary(settings, ["cfg.k: read as least squares", "cfg.lr: ignored: a step size"]))
+    = ridge, penalties 0.0, columns 0 to 40
+    ignored: cfg.lr (reasons in the provenance)
+    """
+    solver = settings["solver"]
+    given = [f"{key} {value}" for key, value in solver.items() if key != "name"]
+    start, stop = settings.get("columns") or (0, None)
+    columns = f"columns {start} to {'the last' if stop is None else stop}" if start or stop else "all columns"
+    ignored = [note.split(": ")[0] for note in notes if ": ignored: " in note]
+    lines = ["= " + ", ".join([solver["name"], *given, columns])]
+    return "\n".join(lines + [f"ignored: {', '.join(ignored)} (reasons in the provenance)"] * bool(ignored))
 
 
 def require_known(keys: Iterable[object], known: Iterable[str], where: str) -> None:

@@ -15,8 +15,8 @@ takes a penalty of 0.
 
 from __future__ import annotations
 
-from coar.errors import MissingDependencyError, install_hint
-from coar.regression.coordinate_descent import available
+from coar.errors import MissingDependencyError
+from coar.regression.coordinate_descent import available, why_not
 from coar.regression.lasso_path import LassoFitter, Solve
 from coar.regression.lasso_settings import LassoSettings
 from coar.regression.problem import Problem
@@ -50,7 +50,7 @@ class Lasso(LassoSettings):
 
         Raises:
             FitError: they do not fit into the memory to plan with, or too few rows are held out.
-            MissingDependencyError: coordinate descent without numba.
+            MissingDependencyError: coordinate descent where numba is missing, or broken.
         """
         return LassoFitter(self, problem, *self._solver(problem))
 
@@ -58,11 +58,15 @@ class Lasso(LassoSettings):
         on_cpu = problem.device.type == "cpu"
         if self.algorithm == "fista":
             return Solve("fista", problem.device), "as asked"
-        if available() and (on_cpu or self.algorithm == "coordinate_descent"):
-            asked = self.algorithm == "coordinate_descent"
+        asked = self.algorithm == "coordinate_descent"
+        if (on_cpu or asked) and available():
             return Solve("coordinate_descent", problem.device), "as asked" if asked else "numba is installed"
-        if self.algorithm == "coordinate_descent":
+        reason = why_not() or "numba is not installed"
+        if asked:
             raise MissingDependencyError(
-                "coordinate descent needs numba", todo=f"{install_hint('lasso')}, or algorithm='fista'"
+                "coordinate descent needs numba",
+                expected="numba, which compiles it",
+                got=reason,
+                todo="pip install numba (--upgrade if it is there), or algorithm='fista'",
             )
-        return Solve("fista", problem.device), "on a GPU" if not on_cpu else "numba is not installed"
+        return Solve("fista", problem.device), reason if on_cpu else "on a GPU"

@@ -16,7 +16,10 @@ class LassoSettings(Setting):
     """What `Lasso` is asked to do."""
 
     name: Literal["lasso"] = "lasso"
-    penalties: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] | None = None
+    penalties: Annotated[
+        Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] | None,
+        Field(description="positive numbers"),
+    ] = None
     num_penalties: Annotated[int, Field(ge=2, le=10_000)] = 50
     smallest: Share = 1e-3
     l1_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -18,7 +18,10 @@ class RidgeSettings(Setting):
     """What `Ridge` is asked to do."""
 
     name: Literal["ridge"] = "ridge"
-    penalties: Penalty | Annotated[tuple[Penalty, ...], Field(min_length=1, strict=False)] = DEFAULT_PENALTIES
+    penalties: Annotated[
+        Penalty | Annotated[tuple[Penalty, ...], Field(min_length=1, strict=False)],
+        Field(description="a number >= 0, or a list of them"),
+    ] = DEFAULT_PENALTIES
     choose: Literal["gcv", "loo"] = "gcv"
     errors: bool = True
     algorithm: Algorithm = "auto"
