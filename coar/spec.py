@@ -146,7 +146,7 @@ class StudySpec(Setting):
         try:
             return cls.model_validate_json(json.dumps(value))
         except ValidationError as error:
-            found = explain(error, where)
+            found = explain(error, where, cls)
             raise SpecError(found.what, expected=found.expected, got=found.got, todo=found.todo) from None
         except (ValueError, RecursionError) as error:
             if isinstance(error, SpecError):

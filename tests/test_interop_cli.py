@@ -37,6 +37,8 @@ def test_a_store_is_imported_fitted_and_exported(coar, tmp_path):
     status, out, err = coar("import", tmp_path / "store", study, "--components", tmp_path / "names")
     assert (status, err) == (0, "")
     assert f"{count} of 40 rows" in out
+    kept = arrays["masks"][arrays["_completed"]].mean()
+    assert f"1 output margins (float16, 3 columns), 7 components, masks keep {kept:.1%}" in out
     assert f"{count} of 40 rows" in coar("status", study)[1]
     assert coar("fit", study)[0] == 0
     assert coar("export", study, tmp_path / "again", "--layout", "original")[0] == 0
@@ -56,6 +58,18 @@ def test_bad_input_is_a_short_error(coar, tmp_path):
     assert "coar: SettingError: an imported study" in coar("extend", tmp_path / "study", "--num-rows", 99)[2]
     next((tmp_path / "study" / "shards").iterdir()).unlink()
     assert "coar: StudyError: the rows of this study were imported" in coar("run", tmp_path / "study")[2]
+
+
+def test_outputs_can_be_named_one_by_one(coar, tmp_path):
+    arrays = example()
+    write_store(tmp_path / "store", losses=arrays["margins"], indices=np.arange(40), **arrays)
+    status, _, err = coar("import", tmp_path / "store", tmp_path / "study")
+    assert status == 1
+    assert "--output losses --output margins" in err
+    named = ["--output", "losses", "--output", "margins"]
+    status, out, _ = coar("import", tmp_path / "store", tmp_path / "study", *named)
+    assert status == 0
+    assert "2 outputs " in out
 
 
 def test_the_page_on_interop_works_as_printed(coar, tmp_path, monkeypatch):

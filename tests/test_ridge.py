@@ -176,7 +176,7 @@ class TestChoice:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1 GiB", 2**30), ("500MB", 500 * 10**6), (4096, 4096), ("12", 12), ("0.5 KiB", 512)],
+    [("1 GiB", 2**30), ("500MB", 500 * 10**6), (2**21, 2**21), ("4g", 2**32), ("1536 kib", 3 * 2**19)],
 )
 def test_memory_is_read(text, expected):
     assert memory_bytes(text) == expected
