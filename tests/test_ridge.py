@@ -145,7 +145,7 @@ class TestChoice:
             (200, 300, "1 GiB", {}, "eigen"),
             (5000, 300, "1 MiB", {"penalties": 0.1, "errors": False}, "conjugate_gradient"),
             (5000, 300, "1 MiB", {}, "conjugate_gradient"),
-            (5000, 300, "1.2 MiB", {"penalties": 0.1, "errors": False}, "cholesky"),
+            (5000, 300, "1.5 MiB", {"penalties": 0.1, "errors": False}, "cholesky"),
             (100, 300, "1 GiB", {"choose": "loo"}, "eigen"),
         ],
     )

@@ -89,7 +89,7 @@ def without_factors(settings: RidgeSettings, problem: Problem, reason: str) -> C
 def memory_needed(settings: RidgeSettings, components: int) -> tuple[int, int]:
     """Bytes at the peak for all matrices, by eigendecomposition and by Cholesky factors in float32."""
     inverse = settings.errors or len(settings.grid) > 1
-    return _EIGEN_BYTES * components**2, 4 * (2 + len(settings.grid) + inverse) * components**2
+    return _EIGEN_BYTES * components**2, 4 * (3 + len(settings.grid) + inverse) * components**2
 
 
 def _fitter(name: str) -> Callable[[RidgeSettings, Problem], Fitter]:

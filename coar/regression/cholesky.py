@@ -163,9 +163,9 @@ class CholeskyFitter:
 
 
 def fits_double(settings: RidgeSettings, problem: Problem) -> bool:
-    """Whether X'X, the matrix, its factors and an inverse in float64 fit into the budget."""
+    """Whether X'X, the matrix, a copy, its factors and an inverse in float64 fit into the budget."""
     inverse = settings.errors or len(settings.grid) > 1
-    each = 4 + 8 * (1 + len(settings.grid) + inverse)
+    each = 4 + 8 * (2 + len(settings.grid) + inverse)
     return each * problem.num_components**2 <= problem.budget
 
 
