@@ -55,7 +55,7 @@ class GateDraws:
     >>> draws = GateDraws(0.05, seed=0, num_components=100)
     >>> draws.passes_per_round, draws.ablated
     (10, 0.0)
-    >>> sum(one.probes.sum() for one in draws.round(0, 0, np.arange(3)))
+    >>> int(sum(one.probes.sum() for one in draws.round(0, 0, np.arange(3))))
     300
     """
 
