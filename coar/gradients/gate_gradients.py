@@ -92,7 +92,7 @@ def gate_gradients(
         )
     name = require_output(output, list(experiment.task.outputs))
     where = experiment.device if str(device) == "auto" else resolve_device(device)
-    engine = GatePasses(experiment, name, where, batch_size, precision)
+    engine = GatePasses(experiment, (name,), where, batch_size, precision)
     draws = GateDraws(ablation_fraction, seed, len(experiment.components))
     axis = experiment.columns[name]
     chosen = _examples(examples, len(experiment.task))
@@ -179,7 +179,8 @@ class _Run:
                 part *= index
         others = self.draws.passes_per_round - 1
         for gates in self.draws.round(replicate, index, examples):
-            found, outputs = self.engine.derivatives(batch, gates)
+            (both,) = self.engine.derivatives(batch, gates).values()
+            found, outputs = both.by_gate, both.values
             self._require_finite(found, examples, position)
             mine = gates.probes[position]
             probe += np.where(mine, found, 0)
@@ -234,7 +235,7 @@ class _Run:
             whole.intercept,
             self.experiment.components,
             self.axis if everything else self.axis.subset(columns),
-            self.engine.output,
+            self.engine.outputs[0],
             errors=whole.errors,
             details=whole.details,
             provenance=provenance,

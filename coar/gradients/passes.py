@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,24 @@ from coar.experiments.ablation import ComponentAblation
 from coar.experiments.examples import Examples, default_batch_size
 from coar.experiments.memory import keep_freed_memory
 from coar.experiments.private_model import PrivateModel
-from coar.experiments.reading import per_example
+from coar.experiments.reading import SharedForward, per_example
 from coar.gates import PlacedActivations, verify_ends
 from coar.gradients.draws import Gates
 
 CHECKED_EXAMPLES = 16  # on which both ends of every gate are compared with ablation
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Of one output of a batch.
+
+    Attributes:
+        by_gate: float32 [columns, components].
+        values: the outputs themselves, float64 [columns].
+    """
+
+    by_gate: np.ndarray
+    values: np.ndarray
 
 
 class GatePasses:
@@ -26,7 +40,7 @@ class GatePasses:
 
     Args:
         experiment: whose components, convention and examples.
-        output: which output.
+        outputs: which outputs; each costs a backward pass of its own per value of an example.
         device: where.
         batch_size: examples at a time; None chooses.
         precision: of the computation.
@@ -43,7 +57,7 @@ class GatePasses:
     def __init__(
         self,
         experiment: ComponentAblation,
-        output: str,
+        outputs: Sequence[str],
         device: torch.device,
         batch_size: int | None = None,
         precision: str = "float32",
@@ -51,7 +65,7 @@ class GatePasses:
         experiment.require_unchanged()
         if device.type == "cpu":
             keep_freed_memory()
-        self.task, self.output = experiment.task, output
+        self.task, self.outputs = experiment.task, tuple(outputs)
         gated = (experiment.component_set, experiment.bias, experiment.value, experiment.means)
         self._private = PrivateModel(self.task, gated, device, precision)
         self._private.model.requires_grad_(False)
@@ -60,6 +74,7 @@ class GatePasses:
             self._private.model, components, *gated[1:], sites=self._private.sites, fused=True
         )
         self.device, self.num_components = device, len(components)
+        self._shared = SharedForward(self._private.model) if len(self.outputs) > 1 else None
         self._examples = Examples(self.task, device, self._private.dtype, self._private.channels_last)
         rule = default_batch_size(self.task, device, self._private.largest)
         self.batch_size = min(batch_size or rule, len(self.task))
@@ -74,36 +89,45 @@ class GatePasses:
         return verify_ends(self._gated, self._components, lambda: self._per_example(batch, count), count)
 
     def _per_example(self, batch: Any, count: int) -> Tensor:
-        """Sum of the columns of each example, [examples]."""
-        values, counts = self._values(batch, count)
-        owner = torch.from_numpy(np.repeat(np.arange(count), counts)).to(values.device)
-        return values.new_zeros(count).index_add(0, owner, values)
+        """Sum of all columns of each example, [examples]."""
+        total = torch.zeros(count, dtype=torch.float32, device=self.device)
+        for values, counts in self._values(batch, count).values():
+            owner = torch.from_numpy(np.repeat(np.arange(count), counts)).to(values.device)
+            total = total.to(values.dtype).index_add(0, owner, values)
+        return total
 
-    def _values(self, batch: Any, count: int) -> tuple[Tensor, np.ndarray]:
-        """Output of each column of a batch, and columns of each example."""
-        return per_example(self.task.outputs[self.output](self._private.model, batch), count, self.output)
+    def _values(self, batch: Any, count: int) -> dict[str, tuple[Tensor, np.ndarray]]:
+        """Per output, the value of each column of a batch, and columns of each example."""
+        model, functions = self._private.model, self.task.outputs
+        if self._shared:
+            self._shared.clear()
+        found = {name: per_example(functions[name](model, batch), count, name) for name in self.outputs}
+        if self._shared:
+            self._shared.clear()  # or it keeps the pass's activations
+        return found
 
-    def derivatives(self, batch: Any, gates: Gates) -> tuple[np.ndarray, np.ndarray]:
-        """Derivatives of a batch by the gates of each example.
-
-        Returns:
-            float32 [columns, components], and the outputs themselves, float64 [columns].
-        """
+    def derivatives(self, batch: Any, gates: Gates) -> dict[str, Derivatives]:
+        """Derivatives of a batch's outputs by the gates of each example."""
         own = torch.from_numpy(gates.gates).to(self.device).requires_grad_()
         with torch.enable_grad(), self._gated.at(own):
-            values, counts = self._values(batch, len(own))
-        if not values.requires_grad:
-            raise no_gradient(self.output)
-        found = np.empty((len(values), self.num_components), np.float32)
-        ends = np.cumsum(counts)
-        for position in range(int(counts.max(initial=0))):
-            # The same position of every example that has it: examples do not share gates.
-            here = (ends - counts)[counts > position] + position
-            total = values[torch.from_numpy(here).to(self.device)].sum()
-            more = bool(position + 1 < counts.max())
-            (gradient,) = torch.autograd.grad(total, own, retain_graph=more)
-            found[here] = gradient[torch.from_numpy(counts > position)].float().cpu().numpy()
-        return found, values.detach().double().cpu().numpy()
+            found = self._values(batch, len(own))
+        missing = [name for name, (values, _) in found.items() if not values.requires_grad]
+        if missing:
+            raise no_gradient(missing[0])
+        left = sum(int(counts.max(initial=0)) for _, counts in found.values())
+        taken = {}
+        for name, (values, counts) in found.items():
+            by_gate = np.empty((len(values), self.num_components), np.float32)
+            ends = np.cumsum(counts)
+            for position in range(int(counts.max(initial=0))):
+                # The same position of every example that has it: examples do not share gates.
+                here = (ends - counts)[counts > position] + position
+                total = values[torch.from_numpy(here).to(self.device)].sum()
+                left -= 1
+                (gradient,) = torch.autograd.grad(total, own, retain_graph=left > 0)
+                by_gate[here] = gradient[torch.from_numpy(counts > position)].float().cpu().numpy()
+            taken[name] = Derivatives(by_gate, values.detach().double().cpu().numpy())
+        return taken
 
     def batches(self, examples: np.ndarray) -> Iterator[tuple[slice, Any]]:
         """Batches of some examples, and where in the list they are."""
