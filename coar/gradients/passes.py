@@ -16,7 +16,7 @@ from coar.experiments.examples import Examples, default_batch_size
 from coar.experiments.memory import keep_freed_memory
 from coar.experiments.private_model import PrivateModel
 from coar.experiments.reading import SharedForward, per_example
-from coar.gates import PlacedActivations, verify_ends
+from coar.gates import GatedActivations, PlacedActivations, require_agreement, verify_ends
 from coar.gradients.draws import Gates
 
 CHECKED_EXAMPLES = 16  # on which both ends of every gate are compared with ablation
@@ -44,9 +44,10 @@ class GatePasses:
         device: where.
         batch_size: examples at a time; None chooses.
         precision: of the computation.
+        placed: gates after each unit's own nonlinearity, wherever possible; or all at their layers.
 
     Attributes:
-        placements: where each group's gates act.
+        placements: where each group's gates act; empty unless `placed`.
         fallen: why groups stay at their layer although a nonlinearity follows.
 
     Raises:
@@ -61,6 +62,7 @@ class GatePasses:
         device: torch.device,
         batch_size: int | None = None,
         precision: str = "float32",
+        placed: bool = True,
     ) -> None:
         experiment.require_unchanged()
         if device.type == "cpu":
@@ -70,23 +72,25 @@ class GatePasses:
         self._private = PrivateModel(self.task, gated, device, precision)
         self._private.model.requires_grad_(False)
         components = self._components = experiment.component_set
-        self._gated = PlacedActivations(
-            self._private.model, components, *gated[1:], sites=self._private.sites, fused=True
-        )
+        kind = PlacedActivations if placed else GatedActivations
+        self._gated = kind(self._private.model, components, *gated[1:], sites=self._private.sites, fused=True)
         self.device, self.num_components = device, len(components)
         self._shared = SharedForward(self._private.model) if len(self.outputs) > 1 else None
         self._examples = Examples(self.task, device, self._private.dtype, self._private.channels_last)
         rule = default_batch_size(self.task, device, self._private.largest)
         self.batch_size = min(batch_size or rule, len(self.task))
         self.fallen = self._verified()
-        self.placements = self._gated.placements()
+        self.placements = self._gated.placements() if isinstance(self._gated, PlacedActivations) else {}
 
     def _verified(self) -> dict[str, str]:
         count = min(CHECKED_EXAMPLES, len(self.task))
         spread = sorted({i * len(self.task) // count for i in range(count)})
         batch = self._examples.place(self.task.batch(spread))
-        count = len(spread)
-        return verify_ends(self._gated, self._components, lambda: self._per_example(batch, count), count)
+        check = self._components, lambda: self._per_example(batch, len(spread)), len(spread)
+        if isinstance(self._gated, PlacedActivations):
+            return verify_ends(self._gated, *check)
+        require_agreement(self._gated, *check)
+        return {}
 
     def _per_example(self, batch: Any, count: int) -> Tensor:
         """Sum of all columns of each example, [examples]."""
