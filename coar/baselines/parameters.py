@@ -1,15 +1,8 @@
-"""Baselines: attributions that need no random ablations, for comparison.
-
-- leave-one-out: output with all components minus output with all but one;
-- gradient x parameter: first-order estimate of the same, one backward pass per column.
-
-Both are returned as `Attributions` whose intercept makes the untouched output exact.
-"""
+"""gradient_x_parameter: the derivative by a gate on a component's parameters themselves."""
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,68 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from coar.attributions import Attributions
+from coar.baselines.cost import pass_cost
 from coar.components import ComponentGroup
-from coar.designs import LeaveOneOut
 from coar.errors import OutputError, SettingError
-from coar.executors.base import Executor
 from coar.experiments.ablation import ComponentAblation
-from coar.experiments.base import Experiment
 from coar.experiments.examples import move
 from coar.experiments.reading import per_example
 from coar.progress import progress_bar
 from coar.rows import require_output
-from coar.study import Study
-from coar.work import run_rows
-
-
-def leave_one_out(
-    experiment: Experiment,
-    *,
-    output: str | None = None,
-    directory: str | Path | None = None,
-    executor: Executor | None = None,
-    progress: bool = True,
-) -> Attributions:
-    """Effect of removing each component alone (COAR paper, section 4, baseline LOO).
-
-    Args:
-        experiment: any; one row per component is run.
-        output: which output; needed where there are several.
-        directory: keep the rows in a study there, resumable; None keeps nothing.
-        executor: where the study runs; only with a directory.
-        progress: show a bar.
-
-    Returns:
-        Attributions with weights [columns, components] = output untouched - output without it.
-    """
-    name = require_output(output, list(experiment.columns))
-    count = len(experiment.components)
-    if directory is not None:
-        study = Study.create(directory, experiment, LeaveOneOut(), dtypes={name: "float32"})
-        study.run(executor, progress=progress, description="leave-one-out")
-        untouched, removed = study.untouched[name], np.asarray(study.outputs[name])
-    else:
-        untouched, removed = _one_out_in_memory(experiment, name, count, progress)
-    weights = (untouched[None] - removed).T
-    intercept = untouched.astype(np.float64) - weights.sum(axis=1, dtype=np.float64)
-    axes = experiment.components, experiment.columns[name]
-    return Attributions(
-        weights, intercept, *axes, name, provenance={"method": "leave_one_out", "rows": count + 1}
-    )
-
-
-def _one_out_in_memory(
-    experiment: Experiment, output: str, count: int, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    runner = experiment.prepare(experiment.device)
-    untouched = runner(np.ones((1, count), dtype=bool))[output][0]
-    names = {name: axis.names for name, axis in experiment.columns.items()}
-    removed = np.empty((count, len(untouched)), dtype=np.float32)
-    with progress_bar(count, "leave-one-out", progress) as bar:
-        for row, (_, values) in enumerate(run_rows(runner, LeaveOneOut(), range(count), count, names)):
-            removed[row] = values[output]
-            bar.update(1)
-    return untouched, removed
 
 
 def gradient_x_parameter(
@@ -88,6 +27,11 @@ def gradient_x_parameter(
 
     Equals the derivative at g = 1 of a gate g that scales those parameters: the weights, and with
     `bias="ablate"` the biases too. One backward pass per column, by plain autograd.
+
+    Not the same as `attribution_patching`, whose gate acts behind the unit's own nonlinearity. Along
+    the gate here that nonlinearity bends the path, and this is the slope at its kept end: 0 for a unit
+    that is saturated (a tanh far out, a ReLU that is off), whatever its ablation would change. There
+    the unit itself moves on a straight line, and only what comes after is taken to first order.
 
     Raises:
         OutputError: the output has no gradient.
@@ -127,7 +71,12 @@ def gradient_x_parameter(
             bar.update(len(values))
     matrix = np.stack(weights)
     intercept = np.array(untouched) - matrix.sum(axis=1)
-    provenance = {"method": "gradient_x_parameter", "backward_passes": len(columns)}
+    provenance = {
+        "method": "gradient_x_parameter",
+        "backward_passes": len(columns),
+        "passes": 1,
+        "forwards": pass_cost(columns),
+    }
     return Attributions(matrix, intercept, experiment.components, columns, name, provenance=provenance)
 
 

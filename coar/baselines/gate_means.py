@@ -1,0 +1,161 @@
+"""GateMeans: means of derivatives by gates over some passes, what baselines with gradients share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from coar.attributions import Attributions
+from coar.baselines.cost import pass_cost
+from coar.errors import OutputError, SettingError
+from coar.experiments.ablation import ComponentAblation
+from coar.gradients.draws import Gates
+from coar.gradients.passes import GatePasses
+from coar.progress import progress_bar
+from coar.rows import require_output
+from coar.task import resolve_device
+
+# Examples by number -> gates of each pass, and bool [examples, components]: which derivatives count.
+Plan = Callable[[np.ndarray], Iterator[tuple[Gates, np.ndarray]]]
+
+
+class GateMeans:
+    """One output of an experiment, and gates to take its derivatives by.
+
+    Args:
+        experiment: whose components and examples.
+        output: which output; needed where there are several.
+        device: where; "auto" is the task's.
+        batch_size: examples at a time; None chooses.
+        precision: of the passes.
+        placed: gates after each unit's own nonlinearity, or at the layers.
+
+    Attributes:
+        axis: the columns.
+
+    Raises:
+        SettingError: not a component ablation.
+        ComponentError: gates do not do what ablation does here.
+    """
+
+    def __init__(
+        self,
+        experiment: ComponentAblation,
+        output: str | None,
+        device: str | torch.device,
+        batch_size: int | None,
+        precision: str,
+        placed: bool = True,
+    ) -> None:
+        require_ablation(experiment)
+        self.experiment, self.precision, self.batch_size = experiment, precision, batch_size
+        self.output = require_output(output, list(experiment.task.outputs))
+        self.device = experiment.device if str(device) == "auto" else resolve_device(device)
+        self.placed = placed
+        self.engine = GatePasses(experiment, (self.output,), self.device, batch_size, precision, placed)
+        self.axis = experiment.columns[self.output]
+        self._owner = self.axis.fields["example"]
+
+    def over(
+        self, plan: Plan, passes: int, description: str, progress: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean derivative of those that count, and mean output, over the passes of a plan.
+
+        Args:
+            plan: says for some examples which gates each pass has.
+            passes: how many there are, for the bar.
+            description: of the bar.
+            progress: show it.
+
+        Returns:
+            Weights float32 [columns, components] and outputs float64 [columns].
+
+        Raises:
+            OutputError: the output has no gradient, or a derivative is not finite.
+            SettingError: no pass counts for some component.
+        """
+        examples = np.arange(len(self.experiment.task))
+        weights = np.empty((len(self.axis), len(self.experiment.components)), np.float32)
+        outputs = np.empty(len(self.axis))
+        with progress_bar(len(examples) * passes, description, progress) as bar:
+            for here, batch in self.engine.batches(examples):
+                columns = slice(*np.searchsorted(self._owner, [here.start, here.stop]))
+                found = self._mean(plan, examples[here], batch, columns, bar)
+                weights[columns], outputs[columns] = found
+        return weights, outputs
+
+    def _mean(
+        self, plan: Plan, examples: np.ndarray, batch: Any, columns: slice, bar: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        position = self._owner[columns] - examples[0]
+        total = np.zeros((len(position), len(self.experiment.components)))
+        outputs, passes = np.zeros(len(position)), 0
+        counts = np.zeros((len(examples), total.shape[1]), np.int64)
+        for gates, counted in plan(examples):
+            (found,) = self.engine.derivatives(batch, gates).values()
+            self._require_finite(found.by_gate, examples[position])
+            np.add(total, found.by_gate, out=total, where=counted[position])
+            counts += counted
+            outputs += found.values
+            passes += 1
+            bar.update(len(examples))
+        if not counts.all():
+            raise self._never_counted(counts, examples, passes)
+        return total / counts[position], outputs / passes
+
+    def _require_finite(self, found: np.ndarray, owner: np.ndarray) -> None:
+        if not np.isfinite(found).all():
+            row, component = np.argwhere(~np.isfinite(found))[0]
+            raise OutputError(
+                f"a derivative is not finite: example {owner[row]}, component "
+                f"{self.experiment.components.names[component]!r}",
+                expected="finite derivatives",
+                got=float(found[row, component]),
+                todo="raise the precision, or exclude this layer; usual: sqrt, norms, division at 0",
+            )
+
+    def _never_counted(self, counts: np.ndarray, examples: np.ndarray, passes: int) -> SettingError:
+        example, component = np.argwhere(counts == 0)[0]
+        return SettingError(
+            f"too few passes: component {self.experiment.components.names[component]!r} was kept in none "
+            f"of them for example {examples[example]}",
+            expected="every component kept at least once for every example",
+            got=f"{passes} passes",
+            todo="ask for more passes, or a smaller ablation_fraction",
+        )
+
+    def untouched(self) -> np.ndarray:
+        """Outputs with all components kept, as a study's rows have them, float64 [columns]; one forward."""
+        runner = self.experiment.prepare(self.device, self.batch_size, self.precision)
+        everything = np.ones((1, len(self.experiment.components)), dtype=bool)
+        return np.asarray(runner(everything)[self.output][0], np.float64)
+
+    def attributions(
+        self, method: str, weights: np.ndarray, intercept: np.ndarray, passes: int, **more: Any
+    ) -> Attributions:
+        """Attributions that say what was spent; `forwards` among `more` is added to what passes cost."""
+        provenance = {
+            "method": method,
+            "passes": passes,
+            "forwards": passes * pass_cost(self.axis) + more.pop("forwards", 0),
+            "precision": self.precision,
+            "placements": self.engine.placements,
+            "fallen": self.engine.fallen,
+        }
+        axes = self.experiment.components, self.axis
+        return Attributions(weights, intercept, *axes, self.output, provenance=provenance | more)
+
+
+def require_ablation(experiment: object) -> ComponentAblation:
+    """The experiment, if it ablates components of a model."""
+    if not isinstance(experiment, ComponentAblation):
+        raise SettingError(
+            "derivatives by gates need a component ablation",
+            expected="coar.ComponentAblation",
+            got=type(experiment).__name__,
+            todo="use leave_one_out, or run a study and fit it",
+        )
+    return experiment
