@@ -12,6 +12,7 @@ from coar.evaluation import evaluate
 from coar.executors.processes import Processes
 from coar.executors.serial import Serial
 from coar.experiments.ablation import ComponentAblation
+from coar.gradients import GateGradientStudy, gate_gradients
 from coar.recipes import task_factory
 from coar.regression import Lasso, Ridge, fit
 from coar.spec import ExecutionSpec, StudySpec
@@ -42,6 +43,8 @@ __all__ = [
     "Ridge",
     "Lasso",
     "fit",
+    "gate_gradients",
+    "GateGradientStudy",
     "leave_one_out",
     "gradient_x_parameter",
     # what they are good for

@@ -112,18 +112,14 @@ def components(spec: SpecFile, allow_import: AllowImport = None) -> None:
 
 @app.command()
 def plan(spec: SpecFile, allow_import: AllowImport = None) -> None:
-    """Time, disk and memory of a study, from a few measured rows.
+    """Time, disk and memory of a study, from a few measured rows or passes.
 
     Example: coar plan specs/digits.json
     """
-    from coar.creation import plan as make_plan
     from coar.spec import StudySpec
+    from coar.studies import plan_spec
 
-    loaded = StudySpec.load(spec)
-    dtypes = {name: output.dtype for name, output in loaded.outputs.items()}
-    rows = loaded.estimator.num_rows
-    found = make_plan(_experiment(spec, allow_import), loaded.design, rows, dtypes, loaded.execution)
-    typer.echo(found.summary())
+    typer.echo(plan_spec(StudySpec.load(spec), allow_import).summary())
 
 
 @app.command()
@@ -133,9 +129,9 @@ def init(spec: SpecFile, directory: Directory, allow_import: AllowImport = None)
     Example: coar init specs/digits.json runs/digits
     """
     from coar.spec import StudySpec
-    from coar.study import Study
+    from coar.studies import study_from_spec
 
-    study = Study.from_spec(directory, StudySpec.load(spec), allow_import)
+    study = study_from_spec(directory, StudySpec.load(spec), allow_import)
     typer.echo(study.status().summary())
 
 
@@ -152,9 +148,9 @@ def run(
     Example: coar run runs/digits --workers 2
     """
     from coar.executors.processes import Processes
-    from coar.study import Study
+    from coar.studies import open_study
 
-    study = Study.open(directory, allow_import=allow_import)
+    study = open_study(directory, allow_import)
     executor = Processes(workers) if workers else None
     status = study.run(executor, device=device or None, batch_size=batch_size or None)
     typer.echo(status.summary())
@@ -166,23 +162,28 @@ def status(directory: Directory) -> None:
 
     Example: coar status runs/digits
     """
-    from coar.study import Study
+    from coar.studies import open_study
 
-    typer.echo(Study.open(directory).status().summary())
+    typer.echo(open_study(directory).status().summary())
 
 
 @app.command()
 def extend(
-    directory: Directory, num_rows: Annotated[int, typer.Option(help="rows in all, more than now")]
+    directory: Directory,
+    num_rows: Annotated[int | None, typer.Option(help="rows in all, more than now")] = None,
+    passes: Annotated[int | None, typer.Option(help="of gate gradients: passes in all")] = None,
+    examples: Annotated[
+        str, typer.Option(help="of gate gradients: further examples, by position", metavar="START:STOP")
+    ] = "",
 ) -> None:
-    """Ask for more rows.
+    """Ask for more rows, or for more passes or examples of gate gradients.
 
     Example: coar extend runs/digits --num-rows 8000
     """
-    from coar.study import Study
+    from coar.studies import extend_study, open_study
 
-    study = Study.open(directory)
-    study.extend(num_rows)
+    study = open_study(directory)
+    extend_study(study, num_rows, passes, examples)
     typer.echo(study.status().summary())
 
 
@@ -202,26 +203,82 @@ def fit(
     memory: Annotated[str, typer.Option(help='to plan with, such as "8 GiB"; default half')] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, ...")] = "auto",
     partial: Annotated[bool, typer.Option("--partial", help="fit although rows are missing")] = False,
+    pool: Annotated[bool, typer.Option("--pool", help="of gate gradients: share between examples")] = False,
+    calibrate: Annotated[int, typer.Option(help="of gate gradients: real rows that set the scale")] = 0,
 ) -> None:
-    """Fit attributions to a study's rows.
+    """Fit attributions to a study's rows, or make them of its gate gradients.
 
     Example: coar fit runs/digits --solver lasso
     """
     from coar.regression.fit_file import FitSettings, load
     from coar.regression.fit_file_run import fit_with
     from coar.regression.fit_file_summary import fit_summary
+    from coar.studies import open_study
     from coar.study import Study
 
+    opened = open_study(directory)
+    if not isinstance(opened, Study):
+        given = {"--solver": solver, "--settings": settings, "--columns": columns, "--memory": memory}
+        _fit_gates(opened, given, output or None, name, pool, calibrate)
+        return
+    if pool or calibrate:
+        raise typer.BadParameter("--pool and --calibrate are for studies of gate gradients")
     asked: dict[str, Any] = {"solver": solver and solver.value, "output": output, "save_as": name}
     asked |= {"memory": memory, "columns": columns}
     base = load(settings, solver is SolverName.FAST_L1) if settings else FitSettings()
     chosen = base.changed(asked, str(settings))
-    study = Study.open(directory)
+    study = opened
     where = str(settings or "coar fit") + (f" --columns {columns}" if columns else "")
     found = fit_with(study, chosen, partial=partial, device=device, progress=True, where=where)
     typer.echo(fit_summary(found, study.num_rows))
     typer.echo(f"written to {study.attributions_path(chosen.name)}")
     typer.echo(f"held out: see `coar evaluate {directory} --name {chosen.name}`")
+
+
+def _fit_gates(
+    study: Any, given: dict[str, Any], output: str | None, name: str, pool: bool, calibrate: int
+) -> None:
+    from coar.checking import calibrate as calibrated
+    from coar.gradients.study import NAME
+
+    unfit = [option for option, value in given.items() if value]
+    if unfit:
+        raise typer.BadParameter(f"{', '.join(unfit)}: gate gradients are not fitted to rows")
+    path = study.attributions_path(name or NAME)
+    if calibrate:
+        found = calibrated(study.experiment, study.attributions(output, pool=pool), num_rows=calibrate)
+        found.save(path)
+    else:
+        found = study.attributions(output, pool=pool, save_as=name or NAME)
+    typer.echo(f"{found}, {found.provenance['passes']} passes")
+    typer.echo(f"written to {path}\ntrust: see `coar check {study.directory} --name {path.name}`")
+
+
+@app.command()
+def check(
+    directory: Directory,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="attributions (repeatable); default all")
+    ] = None,
+    num_rows: Annotated[int, typer.Option(help="fresh ablations")] = 60,
+    seed: Annotated[int, typer.Option(help="of the ablations and of what is audited")] = 0,
+    allow_import: AllowImport = None,
+) -> None:
+    """Can attributions be trusted? Fresh ablations, and an audit of derivatives.
+
+    Example: coar check runs/digits
+    """
+    from coar.checking import check as check_attributions
+    from coar.saved_attributions import saved_attributions
+    from coar.studies import open_study
+
+    study = open_study(directory, allow_import)
+    trusted = True
+    for name, attributions in saved_attributions(study, names).items():
+        found = check_attributions(study.experiment, attributions, num_rows=num_rows, seed=seed)
+        typer.echo(f"{name}\n{found.summary()}")
+        trusted &= found.ok
+    raise typer.Exit(int(not trusted))
 
 
 @app.command("import")
@@ -289,10 +346,10 @@ def evaluate(
     Example: coar evaluate runs/digits --fraction 0.05 --fraction 0.10
     """
     from coar.evaluation import evaluate as evaluate_methods
-    from coar.regression.fit_file_saved import by_columns, saved_attributions
-    from coar.study import Study
+    from coar.saved_attributions import by_columns, saved_attributions
+    from coar.studies import open_study
 
-    study = Study.open(directory, allow_import=allow_import)
+    study = open_study(directory, allow_import)
     tested = fractions or [getattr(study.spec.design, "ablation_fraction", 0.1)]
     for methods in by_columns(saved_attributions(study, names)):
         found = evaluate_methods(
@@ -318,9 +375,9 @@ def edit(
     """
     from coar.attributions import Attributions
     from coar.quick_edit import edit_examples, first_fixed
-    from coar.study import Study
+    from coar.studies import open_study
 
-    study = Study.open(directory, allow_import=allow_import)
+    study = open_study(directory, allow_import)
     attributions = Attributions.load(study.attributions_path(name))
     if misread == bool(target):
         raise typer.BadParameter("name a --target, or ask for --misread")

@@ -45,7 +45,6 @@ _PROVENANCE = {
     "fingerprint": dict,
     "components": dict,
     "columns": dict,
-    "rows_per_shard": int,
     "precision": str,
     "untouched": dict,
     "digest": str,
@@ -160,21 +159,22 @@ def _dtypes(experiment: Experiment, num_rows: int, asked: Mapping[str, str] | No
 def _write_draft(draft: Path, spec: StudySpec, experiment: Experiment, rows_per_shard: int | None) -> None:
     runner, precision, check = prepare_runner(experiment, spec.design, spec.execution)
     dtypes = {name: output.dtype for name, output in spec.outputs.items()}
-    num_rows = spec.estimator.num_rows
+    num_rows = rows_asked(spec)
     found, untouched = make_plan(runner, spec.design, num_rows, len(experiment.components), dtypes)
     for name, values in untouched.items():
         require_storable(values, -1, name, experiment.columns[name].names)
-    _save_weights(experiment, draft / WEIGHTS)
+    save_weights(experiment, draft / WEIGHTS)
     size = found.rows_per_shard
     if rows_per_shard is not None:
         size = whole_number(rows_per_shard, "rows_per_shard")
+    require_few_shards(num_rows, size)
     facts = {
         "precision": precision,
         "precision_check": check,
         "record": runner.record(),
         "rows_per_shard": size,
         "seconds_per_row": found.seconds_per_row,
-        "weights": sha256((draft / WEIGHTS).read_bytes()) if (draft / WEIGHTS).exists() else None,
+        "weights": weights_digest(draft / WEIGHTS),
     }
     write_head(draft, spec, experiment, untouched, facts)
 
@@ -193,9 +193,8 @@ def write_head(
         spec: what the study is.
         experiment: whose axes and fingerprint are written down.
         untouched: per output, [columns].
-        facts: what else provenance records; `rows_per_shard` and `precision` at least.
+        facts: what else provenance records; `precision` at least, and `rows_per_shard` of rows.
     """
-    require_few_shards(spec.estimator.num_rows, facts["rows_per_shard"])
     untouched = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in untouched.items()}
     write_arrays_once(draft / UNTOUCHED, untouched)
     record = {
@@ -206,16 +205,28 @@ def write_head(
         **facts,
         "untouched": {name: digest_array(values) for name, values in untouched.items()},
         "components": experiment.components.to_json(),
-        "columns": {name: axis.to_json() for name, axis in experiment.columns.items()},
+        "columns": {name: experiment.columns[name].to_json() for name in untouched},
     }
     write_json_once(draft / "provenance.json", record | {"digest": digest_json(record)})
     write_json_once(draft / "spec.json", spec.to_json())
 
 
-def _save_weights(experiment: Experiment, path: Path) -> None:
+def weights_digest(path: Path) -> str | None:
+    """Digest of the weights that a study keeps; None if it keeps none."""
+    return sha256(path.read_bytes()) if path.exists() else None
+
+
+def save_weights(experiment: Experiment, path: Path) -> None:
+    """Write a model's weights, where its task asks for that."""
     task = getattr(experiment, "task", None)
     if task is not None and task.save_weights:
         save_model(task.model, str(path))
+
+
+def rows_asked(spec: StudySpec) -> int:
+    """Rows that a spec asks for."""
+    assert isinstance(spec.estimator, RowsEstimator)
+    return spec.estimator.num_rows
 
 
 def require_few_shards(num_rows: int, rows_per_shard: int) -> None:
@@ -240,7 +251,7 @@ def _versions() -> dict[str, str]:
 
 
 def require_same_spec(
-    directory: Path, asked: StudySpec, found: StudySpec, num_rows: int, precision: str
+    directory: Path, asked: StudySpec, found: StudySpec, num_rows: int | None, precision: str
 ) -> None:
     """Raise `StudyError` naming what differs between a spec and the study that is there.
 
@@ -248,15 +259,15 @@ def require_same_spec(
         directory: the study's folder.
         asked: the spec wanted.
         found: the study's spec.
-        num_rows: the study's rows, extensions included.
+        num_rows: the study's rows, extensions included; None for a study without rows.
         precision: the study's precision, chosen when it was created.
     """
     unlike = differences(asked.identity(), found.identity())
     if asked.execution.precision not in ("auto", precision):
         unlike.append(f"execution.precision: {asked.execution.precision}, not {precision}")
     grow = ""
-    if asked.estimator.num_rows != num_rows:
-        unlike.append(f"estimator.num_rows: {asked.estimator.num_rows}, not {num_rows}")
+    if num_rows is not None and asked.estimator.name == "rows" and rows_asked(asked) != num_rows:
+        unlike.append(f"estimator.num_rows: {rows_asked(asked)}, not {num_rows}")
         grow = ", or add rows with study.extend (`coar extend`)"
     if unlike:
         raise StudyError(

@@ -10,7 +10,8 @@
      "outputs": {"margin": {"dtype": "float32"}},
      "execution": {"device": "auto", "batch_size": "auto", "precision": "auto"}}
 
-`execution` and the number of rows may differ between runs of one study; the rest may not.
+or, for attributions from derivatives by gates, `"estimator": {"name": "gate_gradients", "passes": "auto"}`.
+`execution` and the number of rows or passes may differ between runs of one study; the rest may not.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from coar.settings import Setting, explain
 from coar.task import Recipe
 
 FORMAT = 1
+GROWING = ("num_rows", "passes", "target_correlation", "target_error")  # of an estimator
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 OutputName = Annotated[str, BeforeValidator(lambda name: safe_name(name, "an output's name"))]
 
@@ -80,6 +82,24 @@ class RowsEstimator(Setting):
     num_rows: Annotated[int, Field(ge=1)]
 
 
+class GateGradientsEstimator(Setting):
+    """Derivatives by gates; how many passes, and when to stop, may differ between runs.
+
+    Attributes:
+        passes: how many, or "auto": until the target, or at most 400.
+        target_correlation: stop where predictions correlate so well with those of exact weights (median
+            over columns, estimated from replicates); "auto" without a target means 0.95.
+        target_error: stop where the median standard error is so small, in output units.
+        examples: positions of the examples to attribute; None = all.
+    """
+
+    name: Literal["gate_gradients"] = "gate_gradients"
+    passes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    target_correlation: Annotated[float, Field(gt=0, lt=1)] | None = None
+    target_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    examples: Annotated[tuple[int, ...], Field(strict=False)] | None = None
+
+
 class OutputSpec(Setting):
     """How an output is stored; float16 stores the difference to the untouched output."""
 
@@ -112,21 +132,22 @@ class StudySpec(Setting):
 
     format: Literal[1] = 1
     experiment: ExperimentSpec
-    estimator: RowsEstimator
+    estimator: Annotated[RowsEstimator | GateGradientsEstimator, Field(discriminator="name")]
     design: Annotated[Design, Field(discriminator="name")]
     outputs: dict[OutputName, OutputSpec]
     execution: ExecutionSpec = ExecutionSpec()
 
     @property
     def digest(self) -> str:
-        """Digest of what may not differ between runs: all but execution and the number of rows."""
+        """Digest of what may not differ between runs: all but execution, and how many rows or passes."""
         return digest_json(self.identity())
 
     def identity(self) -> dict[str, Any]:
         """The parts that the digest covers."""
         value = self.to_json()
         value.pop("execution")
-        value["estimator"].pop("num_rows")
+        for name in GROWING:
+            value["estimator"].pop(name, None)
         return value
 
     def to_json(self) -> dict[str, Any]:

@@ -13,8 +13,6 @@ A float16 output is the difference to the untouched output.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,18 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from coar.errors import CoarError, OutputError, StoreError
-from coar.files import (
-    canonical_json,
-    digest_array,
-    digest_json,
-    read_json,
-    require_format,
-    require_keys,
-    write_arrays_once,
-    write_json_once,
+from coar.errors import OutputError, StoreError
+from coar.files import read_json, require_keys, write_json_once
+from coar.signed_arrays import (
+    damaged,
+    header_digest,
+    opened,
+    read_signed,
+    require_digests,
+    require_study,
+    write_signed,
 )
 
 FORMAT = 1
@@ -51,6 +48,9 @@ class Item:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"rows {self.start} to {self.stop}"
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,9 @@ class Store:
             "rows": [item.start, item.stop],
             "study": self.study_digest,
             "record": shard.record,
-            "digests": {name: digest_array(array) for name, array in arrays.items()},
         }
-        signed = canonical_json({"header": header, "digest": digest_json(header)}).decode()
         try:
-            return write_arrays_once(self.path(item.index), arrays, signed)
+            return write_signed(self.path(item.index), arrays, header)
         except StoreError as error:
             if "holds something else" not in error.what:
                 raise
@@ -141,33 +139,25 @@ class Store:
             StoreError: missing, truncated, altered, of another study, or of a newer format.
         """
         path = self.path(item.index)
-        header, arrays = _load(path)
-        if header["study"] != self.study_digest:
-            raise StoreError(
-                f"{path} belongs to another study",
-                expected=f"study {self.study_digest[:12]}",
-                got=f"study {str(header['study'])[:12]}",
-                todo="remove it and run again",
-            )
+        header, arrays = read_signed(path, FORMAT)
+        require_study(path, header, self.study_digest)
         if header["rows"] != [item.start, item.stop]:
-            raise _damaged(path, f"rows {item.start} to {item.stop}", f"rows {header['rows']}")
-        self._verify(path, item, header, arrays)  # every time: hashing costs less than reading
+            raise damaged(path, f"rows {item.start} to {item.stop}", f"rows {header['rows']}")
+        self._verify(path, item, header, arrays)
         masks = np.unpackbits(arrays["masks"], axis=1, count=self.num_components, bitorder="little")
         outputs = {name: arrays[_OUTPUT + name] for name in self.dtypes}
         return Shard(arrays["rows"], masks.view(bool), outputs, header["record"])
 
     def digest(self, item: Item) -> str:
         """Digest of a shard's header, and so of its contents as they were written; reads the header alone."""
-        path = self.path(item.index)
-        with _opened(path) as file:
-            return digest_json(_header((file.metadata() or {}).get("coar", "{}"), path))
+        return header_digest(self.path(item.index))
 
     def count(self, item: Item) -> int:
         """How many rows a shard holds, from its header alone; `read` checks the contents."""
-        with _opened(self.path(item.index)) as file:
+        with opened(self.path(item.index)) as file:
             shape = file.get_slice("rows").get_shape()
             if len(shape) != 1:
-                raise _damaged(self.path(item.index), "a list of row numbers", f"shape {shape}")
+                raise damaged(self.path(item.index), "a list of row numbers", f"shape {shape}")
             return int(shape[0])
 
     def _verify(self, path: Path, item: Item, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -175,15 +165,14 @@ class Store:
         shapes = {"rows": (count,), "masks": (count, (self.num_components + 7) // 8)}
         shapes |= {_OUTPUT + name: (count, columns) for name, columns in self.num_columns.items()}
         if set(shapes) != set(arrays):
-            raise _damaged(path, f"arrays {sorted(shapes)}", f"{sorted(arrays)}")
+            raise damaged(path, f"arrays {sorted(shapes)}", f"{sorted(arrays)}")
         for name, array in arrays.items():
             if array.shape != shapes[name]:
-                raise _damaged(path, f"{name} {shapes[name]}", f"{name} {array.shape}")
-            if digest_array(array) != header["digests"].get(name):
-                raise _damaged(path, f"{name} as it was written", "other contents: the digest differs")
+                raise damaged(path, f"{name} {shapes[name]}", f"{name} {array.shape}")
+        require_digests(path, header, arrays)
         rows = arrays["rows"]
         if count and not (item.start <= rows[0] and rows[-1] < item.stop and (np.diff(rows) > 0).all()):
-            raise _damaged(path, f"rows {item.start} to {item.stop}, increasing", "other row numbers")
+            raise damaged(path, f"rows {item.start} to {item.stop}, increasing", "other row numbers")
 
     def _encoded(self, name: str, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if values.shape != (len(rows), self.num_columns[name]):
@@ -217,44 +206,3 @@ def first_unstorable(values: np.ndarray, dtype: str) -> int | None:
     limit = np.finfo(dtype).max
     bad = ~(np.abs(values) <= limit)  # NaN compares false
     return int(np.argmax(bad)) if bad.any() else None
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except FileNotFoundError:
-        raise StoreError(
-            f"{path} is missing", todo="run the study again: only what is missing is done"
-        ) from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        if isinstance(error, CoarError):
-            raise
-        raise _damaged(path, "a complete shard", str(error)[:200]) from None
-
-
-def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    header = _header(metadata.get("coar", "{}"), path)
-    require_format(header["format"], FORMAT, path)
-    return header, arrays
-
-
-def _header(text: str, path: Path) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        signed = json.loads(text)
-        if signed["digest"] == digest_json(signed["header"]):
-            return dict(signed["header"])
-    raise _damaged(path, "a header as it was written", "other contents: the digest differs")
-
-
-def _damaged(path: Path, expected: str, got: str) -> StoreError:
-    return StoreError(
-        f"{path} is damaged",
-        expected=expected,
-        got=got,
-        todo="remove this file and run again: only it is redone",
-    )

@@ -5,44 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from coar.axes import Axis
 from coar.creation import (
     FORMAT,
-    kept_weights,
     make_spec,
-    read_provenance,
-    read_untouched,
     require_few_shards,
     require_same_spec,
+    rows_asked,
     write_study,
 )
 from coar.designs import Design
 from coar.errors import OutputError, SettingError, StoreError, StudyError
 from coar.executors.base import Executor
 from coar.executors.serial import Serial
-from coar.experiments.base import Experiment, full_fingerprint
-from coar.files import (
-    digest_json,
-    read_json,
-    remove_abandoned,
-    require_format,
-    require_keys,
-    safe_name,
-    write_json_once,
-)
+from coar.experiments.base import Experiment
+from coar.files import read_json, remove_abandoned, require_format, require_keys, write_json_once
 from coar.plan import Status
 from coar.progress import progress_bar
 from coar.rows import StoredArray
 from coar.settings import whole_number
-from coar.spec import ExecutionSpec, StudySpec, build_experiment, can_rebuild
+from coar.spec import ExecutionSpec, StudySpec, build_experiment
 from coar.store import Item, Store
-from coar.task import resolve_device
-from coar.work import Job, Worker, require_same_experiment
+from coar.study_folder import StudyFolder, require_executor
+from coar.work import Job, Worker
 
 
 class ComponentDataset(NamedTuple):
@@ -52,34 +41,14 @@ class ComponentDataset(NamedTuple):
     outputs: np.ndarray
 
 
-class Study:
+class Study(StudyFolder):
     """A folder of rows that any number of workers fill, one shard at a time.
 
     Use `Study.create`, `Study.from_spec` or `Study.open`.
-
-    Attributes:
-        directory: the folder.
-        spec: what the study is; see `coar.spec`.
-        components: axis of the masks.
-        columns: per output, axis of its columns.
-        untouched: per output, float32 [columns], outputs with every component kept.
     """
 
-    def __init__(
-        self, directory: Path, experiment: Experiment | None = None, allow_import: Sequence[str] | None = None
-    ) -> None:
-        self.directory = directory
-        self.spec = StudySpec.load(directory / "spec.json")
-        self.provenance = read_provenance(directory)
-        where = str(directory / "provenance.json")
-        self.components = Axis.from_json(self.provenance["components"], where)
-        columns = self.provenance["columns"].items()
-        self.columns = {name: Axis.from_json(value, where) for name, value in columns}
-        self.untouched = read_untouched(directory, self.provenance)
-        self.allow_import = allow_import
-        self._experiment: Experiment | None = None
-        if experiment is not None:
-            self._use(experiment)
+    estimator = "rows"
+    contents = "rows of random ablations"
 
     def __repr__(self) -> str:
         return f"Study({str(self.directory)!r}, {self.num_rows} rows, {len(self.components)} components)"
@@ -149,50 +118,12 @@ class Study:
         study._use(experiment)
         return study
 
-    @classmethod
-    def open(
-        cls,
-        directory: str | Path,
-        experiment: Experiment | None = None,
-        allow_import: Sequence[str] | None = None,
-    ) -> Study:
-        """Open a study.
-
-        Args:
-            directory: its folder.
-            experiment: needed to run a study whose task exists only in memory.
-            allow_import: prefixes of modules that running it may import; None allows all.
-        """
-        if not (Path(directory) / "spec.json").exists():
-            raise StudyError(
-                f"no study in {directory}",
-                expected="a folder with spec.json",
-                got="an empty or missing folder" if not Path(directory).exists() else "a folder without it",
-                todo="create it with Study.create, or `coar init SPEC DIRECTORY`",
-            )
-        return cls(Path(directory), experiment, allow_import)
-
-    def _use(self, experiment: Experiment) -> None:
-        require_same_experiment(self.provenance["fingerprint"], full_fingerprint(experiment))
-        self._experiment = experiment
-
-    @property
-    def experiment(self) -> Experiment:
-        """The experiment; built from the spec (which imports the code it names) unless it was given."""
-        if self._experiment is None:
-            found = build_experiment(
-                self.spec, kept_weights(self.directory, self.provenance), self.allow_import
-            )
-            self._use(found)
-        assert self._experiment is not None
-        return self._experiment
-
     @cached_property
     def store(self) -> Store:
         """The shards."""
         return Store(
             self.directory,
-            digest_json([self.spec.digest, self.provenance["fingerprint"]]),
+            self.digest,
             len(self.components),
             {name: len(axis) for name, axis in self.columns.items()},
             {name: output.dtype for name, output in self.spec.outputs.items()},
@@ -205,7 +136,7 @@ class Study:
 
     def _segments(self) -> list[tuple[int, int]]:
         """Ranges of rows, one for the creation and one per extension: shards never cross them."""
-        stops = [self.spec.estimator.num_rows]
+        stops = [rows_asked(self.spec)]
         for path in sorted((self.directory / "extensions").glob("[0-9]*.json")):
             if path.suffix == ".json":
                 stops.append(_read_extension(path, more_than=stops[-1]))
@@ -245,10 +176,7 @@ class Study:
         Raises:
             OutputError: outputs of some rows were NaN, infinite or too large; all others are kept.
         """
-        if executor is not None and not isinstance(executor, Executor):
-            raise SettingError(
-                "not an executor", expected="coar.Serial() or coar.Processes(workers=2)", got=repr(executor)
-            )
+        require_executor(executor)
         remove_abandoned(self.directory / "shards")
         present = self.store.present()
         missing = [item for item in self.items() if item.index not in present]
@@ -256,7 +184,7 @@ class Study:
         done = self.num_rows - sum(map(len, missing))
         with progress_bar(self.num_rows, description, progress and bool(missing), done) as bar:
             if missing:
-                for item, _ in (executor or Serial()).run(self._session(device, batch_size), missing):
+                for item, _ in (executor or Serial()).run(self.session(device, batch_size), missing):
                     bar.update(len(item))
         self._report_failures(failed_before)
         return self.status()
@@ -309,18 +237,9 @@ class Study:
         name = output or next(iter(self.columns))
         return ComponentDataset(self.masks, self.outputs[name][:, column])
 
-    def attributions_path(self, name: str) -> Path:
-        """Folder of attributions saved with this study."""
-        return self.directory / "attributions" / safe_name(name, "a name of attributions")
-
     def worker(self, device: torch.device, batch_size: int | None = None) -> Worker:
         """Prepare to do items in this process."""
         return Worker(self._job(batch_size), self.experiment, device)
-
-    def _session(self, device: str | torch.device | None, batch_size: int | None) -> StudySession:
-        asked = device or self.spec.execution.device
-        where = self.experiment.device if str(asked) == "auto" else resolve_device(asked)
-        return StudySession(self, where, batch_size)
 
     def _job(self, batch_size: int | None = None) -> Job:
         asked = self.spec.execution.batch_size
@@ -359,28 +278,3 @@ def _read_extension(path: Path, more_than: int) -> int:
     if isinstance(value["num_rows"], bool) or value["num_rows"] <= more_than:
         raise StoreError(f"{path} is damaged", expected=f"more than {more_than} rows", got=value["num_rows"])
     return int(value["num_rows"])
-
-
-class StudySession:
-    """How workers get ready: in this process with the study at hand, elsewhere from its folder.
-
-    Pickled, it is a path; and the experiment, only where no spec can rebuild it.
-    """
-
-    def __init__(self, study: Study, device: torch.device, batch_size: int | None) -> None:
-        self._study: Study | None = study
-        self._directory = str(study.directory.absolute())
-        self._allow_import = study.allow_import
-        self._batch_size = batch_size
-        self.device = device
-
-    def __getstate__(self) -> dict[str, Any]:
-        assert self._study is not None
-        experiment = self._study.experiment
-        sent = None if can_rebuild(experiment) else experiment
-        return self.__dict__ | {"_study": None, "_experiment": sent}
-
-    def worker(self, device: torch.device) -> Worker:
-        """Prepare the study's experiment on a device."""
-        study = self._study or Study.open(self._directory, self.__dict__["_experiment"], self._allow_import)
-        return study.worker(device, self._batch_size)

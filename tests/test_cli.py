@@ -19,7 +19,7 @@ from tests.contributions import make_task
 
 VERBS = [
     *("demo", "doctor", "components", "plan", "init", "run", "status", "extend", "fit", "evaluate", "edit"),
-    *("import", "export"),
+    *("import", "export", "check"),
 ]
 
 

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from coar.store import Item
-from coar.work import Worker
+
+class WorkItem(Protocol):
+    """What an executor hands to workers; picklable; `str` says what it is, for messages."""
+
+    @property
+    def index(self) -> int:
+        """Number of the item, and of the file that it becomes."""
+
+    def __len__(self) -> int:
+        """How far it moves the progress bar."""
+
+
+SomeItem = TypeVar("SomeItem", bound=WorkItem)
+
+
+class ItemWorker(Protocol):
+    """Does items of one study."""
+
+    def do(self, item: Any) -> int:
+        """Compute an item and store it; return how many of its rows failed."""
 
 
 @runtime_checkable
@@ -19,7 +37,7 @@ class Session(Protocol):
     def device(self) -> torch.device:
         """Where to run unless the executor chooses."""
 
-    def worker(self, device: torch.device) -> Worker:
+    def worker(self, device: torch.device) -> ItemWorker:
         """Rebuild the experiment and prepare it on a device."""
 
 
@@ -27,5 +45,5 @@ class Session(Protocol):
 class Executor(Protocol):
     """Runs work items somewhere."""
 
-    def run(self, session: Session, items: Sequence[Item]) -> Iterator[tuple[Item, int]]:
+    def run(self, session: Session, items: Sequence[SomeItem]) -> Iterator[tuple[SomeItem, int]]:
         """Do all items in any order; yield each when it is stored, with its number of failed rows."""

@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from coar.errors import CoarError, ExecutorError, SettingError
-from coar.executors.base import Session
+from coar.executors.base import Session, SomeItem, WorkItem
 from coar.recipes import FACTORY_HELP
-from coar.store import Item
 
 MAX_DEATHS = 3  # an item that kills this many workers is given up
 
@@ -51,7 +50,7 @@ class Processes:
     def __repr__(self) -> str:
         return f"Processes(workers={self.workers}, threads={self.threads})"
 
-    def run(self, session: Session, items: Sequence[Item]) -> Iterator[tuple[Item, int]]:
+    def run(self, session: Session, items: Sequence[SomeItem]) -> Iterator[tuple[SomeItem, int]]:
         """Do the items, each on the next free worker."""
         pool = _Pool(_pickled(session), self._places(session.device, len(items)))
         try:
@@ -79,7 +78,7 @@ class _Pool:
         self._deaths: Counter[int] = Counter()
         self._workers = [_WorkerProcess(self._context, payload, place) for place in places]
 
-    def run(self, items: Sequence[Item]) -> Iterator[tuple[Item, int]]:
+    def run(self, items: Sequence[SomeItem]) -> Iterator[tuple[SomeItem, int]]:
         queue, given_up = deque(items), []
         while queue or any(worker.item for worker in self._workers):
             for worker in self._workers:
@@ -105,7 +104,7 @@ class _Pool:
         answering = wait([worker.connection for worker in self._workers])
         return [worker for worker in self._workers if worker.connection in answering]
 
-    def _replace(self, worker: _WorkerProcess, death: _DeadWorkerError) -> Item | None:
+    def _replace(self, worker: _WorkerProcess, death: _DeadWorkerError) -> Any:
         if not worker.ready:
             raise _never_started(death)
         item = worker.item
@@ -132,7 +131,7 @@ class _WorkerProcess:
     def __init__(self, context: Any, payload: bytes, place: tuple[str, int | None]) -> None:
         self.place = place
         self.ready = False
-        self.item: Item | None = None
+        self.item: Any = None
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, payload, *place), daemon=True)
         needs_main = b"__main__" in payload
@@ -140,12 +139,12 @@ class _WorkerProcess:
             self._process.start()
         theirs.close()
 
-    def give(self, item: Item) -> None:
+    def give(self, item: WorkItem) -> None:
         self.item = item
         with contextlib.suppress(OSError):  # it died meanwhile: receive() will say so
             self.connection.send(item)
 
-    def receive(self) -> tuple[Item, int] | None:
+    def receive(self) -> tuple[Any, int] | None:
         try:
             kind, value = self.connection.recv()
         except (EOFError, OSError):
@@ -227,8 +226,8 @@ def _never_started(death: _DeadWorkerError) -> ExecutorError:
     )
 
 
-def _gave_up(items: Sequence[Item]) -> ExecutorError:
-    names = ", ".join(f"{item.index} (rows {item.start} to {item.stop})" for item in items)
+def _gave_up(items: Sequence[WorkItem]) -> ExecutorError:
+    names = ", ".join(f"{item.index} ({item})" for item in items)
     return ExecutorError(
         f"{len(items)} work items killed {MAX_DEATHS} workers each",
         got=f"shard {names}",

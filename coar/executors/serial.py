@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from coar.executors.base import Session
-from coar.store import Item
+from coar.executors.base import Session, SomeItem
 
 
 class Serial:
@@ -18,7 +17,7 @@ class Serial:
     def __repr__(self) -> str:
         return "Serial()"
 
-    def run(self, session: Session, items: Sequence[Item]) -> Iterator[tuple[Item, int]]:
+    def run(self, session: Session, items: Sequence[SomeItem]) -> Iterator[tuple[SomeItem, int]]:
         """Do the items in order."""
         worker = session.worker(session.device)
         for item in items:

@@ -6,6 +6,7 @@ import copy
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +57,8 @@ class PrivateModel:
         fold: bool = True,
         compiled: bool = False,
     ) -> None:
-        self.device, self.dtype = device, DTYPES[precision]
+        self.device, self.precision, self.compiled = device, precision, compiled
+        self.dtype = DTYPES[precision]
         self.channels_last = any(isinstance(module, nn.Conv2d) for module in task.model.modules())
         self.folded = 0
         devices = [device] if device.type == "cuda" else []
@@ -73,6 +75,22 @@ class PrivateModel:
         if compiled:
             # Parameters stay inputs of the compiled code: it sees what masks write to them.
             self.model.forward = torch.compile(self.model.forward)
+
+    def record(self, batch_size: int) -> dict[str, Any]:
+        """Execution record: equal records give bit-identical numbers."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": None if cuda else torch.get_num_threads(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "precision": self.precision,
+            "batch_size": batch_size,
+            "folded": self.folded,
+            "channels_last": self.channels_last,
+            "compiled": self.compiled,
+        }
 
     def _make_folded(self, task: Task, gated: tuple[ComponentSet, Bias, Value, Means | None]) -> None:
         """Fold in float32 at least, look whether outputs are what they were, cast afterwards."""

@@ -72,19 +72,7 @@ class AblationRunner:
 
     def record(self) -> dict[str, Any]:
         """Execution record: equal records give bit-identical outputs."""
-        cuda = self.device.type == "cuda"
-        return {
-            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": None if cuda else torch.get_num_threads(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-            "folded": self._private.folded,
-            "channels_last": self._private.channels_last,
-            "compiled": self.compiled,
-        }
+        return self._private.record(self.batch_size)
 
     def check_repeatable(self) -> None:
         """Run the first batch in several ways that must not matter.

@@ -10,6 +10,8 @@ noise s2 of P known from replicates, and b the slope of P on K,
 (empirical Bayes, James and Stein). Noise, slope and t are each component's own, over the columns at hand,
 drawn towards those of its group as far as columns are few. Pooling (an option) also draws P - b K
 towards its mean over all columns, and over the columns of its class.
+
+All that is needed of the columns are sums over them, so that columns may come in blocks of any size.
 """
 
 from __future__ import annotations
@@ -25,30 +27,133 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Mixed:
-    """Weights and what they were mixed from.
+    """Weights of a block of columns.
 
     Attributes:
         weights: [columns, components].
-        errors: standard errors from replicates, [columns, components]; None with one replicate.
-        slope: b, [components].
-        share: t / (t + s2), the part of P - b K that is believed, [components].
-        noise: variance of P, [components]; NaN with one replicate.
+        errors: standard errors from replicates, [columns, components].
+        correlation: of predictions by these weights with those by exact ones, expected, [columns].
+        signal: sum of squared exact weights, estimated without bias (it may be negative), [columns].
     """
 
     weights: np.ndarray
-    errors: np.ndarray | None
+    errors: np.ndarray
+    correlation: np.ndarray
+    signal: np.ndarray
+
+
+class MixStatistics:
+    """Sums over columns, from which `mixing` is found.
+
+    Args:
+        num_components: length of a column.
+        num_classes: pool over so many classes; 0 does not pool.
+    """
+
+    def __init__(self, num_components: int, num_classes: int = 0) -> None:
+        self.columns = 0
+        self.pp, self.pk, self.kk, self.spread = np.zeros((4, num_components))
+        self.counts = np.zeros(num_classes)
+        self.p_sums, self.k_sums = np.zeros((2, num_classes, num_components))
+
+    def add(self, probe: np.ndarray, kept: np.ndarray, classes: np.ndarray | None = None) -> None:
+        """Add columns.
+
+        Args:
+            probe: P of each replicate, [replicates, columns, components].
+            kept: K likewise.
+            classes: of each column, where classes are pooled over.
+        """
+        p, k = probe.mean(axis=0, dtype=np.float64), kept.mean(axis=0, dtype=np.float64)
+        self.columns += len(p)
+        self.pp += (p**2).sum(axis=0)
+        self.pk += (p * k).sum(axis=0)
+        self.kk += (k**2).sum(axis=0)
+        self.spread += probe.var(axis=0, ddof=1, dtype=np.float64).sum(axis=0) / len(probe)
+        for label in range(len(self.counts)):
+            here = classes == label
+            self.counts[label] += np.count_nonzero(here)
+            self.p_sums[label] += p[here].sum(axis=0)
+            self.k_sums[label] += k[here].sum(axis=0)
+
+    def mixing(self, groups: Sequence[slice]) -> Mixing:
+        """How to mix, for components in these groups."""
+        noise = _towards_group(self.spread / self.columns, groups, self.columns)
+        slope = self._slope(noise, groups)
+        rest = self.pp - 2 * slope * self.pk + slope**2 * self.kk  # sum of (P - b K)^2
+        pooled = self._pooled(slope, noise, groups) if len(self.counts) else None
+        if pooled is not None:
+            sums = self.p_sums - slope * self.k_sums
+            rest = rest + (self.counts[:, None] * pooled**2 - 2 * pooled * sums).sum(axis=0)
+        return Mixing(slope, self._share(rest / self.columns, noise, groups), noise, pooled)
+
+    def _slope(self, noise: np.ndarray, groups: Sequence[slice]) -> np.ndarray:
+        """Slope of P on K: each component's own, drawn towards its group's by how well it is known."""
+        squares = self.kk + _TINY
+        own = self.pk / squares
+        for group in groups:
+            together = self.pk[group].sum() / squares[group].sum()
+            doubt = noise[group] / squares[group]
+            weight = squares[group] / squares[group].sum()
+            between = max(0.0, float((weight * ((own[group] - together) ** 2 - doubt)).sum()))
+            own[group] = together + between / (between + doubt + _TINY) * (own[group] - together)
+        return own
+
+    def _share(self, rest: np.ndarray, noise: np.ndarray, groups: Sequence[slice]) -> np.ndarray:
+        """Part of what is left that is signal, [components]."""
+        signal = rest - noise
+        for group in groups:
+            ratio = max(0.0, float(signal[group].sum() / max(noise[group].sum(), _TINY)))
+            prior = PRIOR_COLUMNS * ratio * noise[group]
+            signal[group] = (self.columns * signal[group] + prior) / (self.columns + PRIOR_COLUMNS)
+        signal = np.maximum(signal, 0.0)
+        return np.asarray(signal / (signal + noise + _TINY))
+
+    def _pooled(self, slope: np.ndarray, noise: np.ndarray, groups: Sequence[slice]) -> np.ndarray:
+        """Mean of P - b K over columns and those of a class, as far as believed: [classes, components]."""
+        sums = self.p_sums - slope * self.k_sums
+        overall = _believed(sums.sum(axis=0) / self.columns, noise / self.columns, groups)
+        found = np.empty_like(sums)
+        for label, count in enumerate(self.counts):
+            mean = sums[label] / max(count, 1.0) - overall
+            found[label] = overall + (_believed(mean, noise / count, groups) if count else 0.0)
+        return found
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How P and K are mixed.
+
+    Attributes:
+        slope: b, [components].
+        share: t / (t + s2), the part of P - b K that is believed, [components].
+        noise: s2, variance of P, [components].
+        pooled: what P - b K is drawn to, [classes, components]; None does not pool.
+    """
+
     slope: np.ndarray
     share: np.ndarray
     noise: np.ndarray
+    pooled: np.ndarray | None = None
+
+    def mix(self, probe: np.ndarray, kept: np.ndarray, classes: np.ndarray | None = None) -> Mixed:
+        """Weights of some columns; arguments as of `MixStatistics.add`."""
+        replicates = len(probe)
+        p, k = probe.mean(axis=0, dtype=np.float64), kept.mean(axis=0, dtype=np.float64)
+        base = self.slope * k + (self.pooled[classes] if self.pooled is not None else 0.0)
+        weights = base + self.share * (p - base)
+        own = probe * self.share + kept * (self.slope * (1 - self.share))  # same slope and share for all
+        errors = own.std(axis=0, ddof=1, dtype=np.float64) / np.sqrt(replicates)
+        found, unsure = (weights**2).sum(axis=1), float((self.share * self.noise).sum())
+        squares = sum((one.astype(np.float64) ** 2).sum(axis=1) for one in probe) / replicates**2
+        signal = ((p**2).sum(axis=1) - squares) * replicates / (replicates - 1)
+        return Mixed(weights, errors, np.sqrt(found / (found + unsure + _TINY)), signal)
 
 
 def mix(
-    probe: np.ndarray,
-    kept: np.ndarray,
-    groups: Sequence[slice],
-    classes: np.ndarray | None = None,
+    probe: np.ndarray, kept: np.ndarray, groups: Sequence[slice], classes: np.ndarray | None = None
 ) -> Mixed:
-    """Mix the two estimates.
+    """Mix the two estimates of columns that are all at hand.
 
     Args:
         probe: P of each replicate, [replicates, columns, components].
@@ -64,31 +169,9 @@ def mix(
     >>> bool(((mixed.weights - truth) ** 2).mean() < 0.1 * ((probe.mean(axis=0) - truth) ** 2).mean())
     True
     """
-    replicates, columns, _ = probe.shape
-    p, k = probe.mean(axis=0, dtype=np.float64), kept.mean(axis=0, dtype=np.float64)
-    if replicates == 1:
-        return _unmixed(p, k, groups)
-    spread = probe.var(axis=0, ddof=1, dtype=np.float64).mean(axis=0) / replicates
-    noise = _towards_group(spread, groups, columns)
-    slope = _slope(p, k, noise, groups)
-    base = slope * k
-    rest = p - base
-    if classes is not None:
-        pooled = _pooled(rest, noise, groups, classes)
-        base, rest = base + pooled, rest - pooled
-    share = _share(rest, noise, groups)
-    own = probe * share + slope * kept * (1 - share)  # of each replicate, with the same slope and share
-    errors = own.std(axis=0, ddof=1) / np.sqrt(replicates)
-    return Mixed(base + share * rest, errors, slope, share, noise)
-
-
-def _unmixed(p: np.ndarray, k: np.ndarray, groups: Sequence[slice]) -> Mixed:
-    """With one replicate nothing is known of the noise: a quarter of the difference is believed."""
-    slope = np.empty(p.shape[1])
-    for group in groups:
-        slope[group] = (p[:, group] * k[:, group]).sum() / max((k[:, group] ** 2).sum(), _TINY)
-    share = np.full(p.shape[1], 0.25)
-    return Mixed(slope * k + share * (p - slope * k), None, slope, share, np.full(p.shape[1], np.nan))
+    statistics = MixStatistics(probe.shape[2], 0 if classes is None else int(classes.max()) + 1)
+    statistics.add(probe, kept, classes)
+    return statistics.mixing(groups).mix(probe, kept, classes)
 
 
 def _towards_group(values: np.ndarray, groups: Sequence[slice], columns: int) -> np.ndarray:
@@ -100,43 +183,10 @@ def _towards_group(values: np.ndarray, groups: Sequence[slice], columns: int) ->
     return found
 
 
-def _slope(p: np.ndarray, k: np.ndarray, noise: np.ndarray, groups: Sequence[slice]) -> np.ndarray:
-    """Slope of P on K: each component's own, drawn towards its group's by how well it is known."""
-    squares = (k**2).sum(axis=0) + _TINY
-    own = (p * k).sum(axis=0) / squares
-    for group in groups:
-        together = (p[:, group] * k[:, group]).sum() / squares[group].sum()
-        doubt = noise[group] / squares[group]
-        weight = squares[group] / squares[group].sum()
-        between = max(0.0, float((weight * ((own[group] - together) ** 2 - doubt)).sum()))
-        own[group] = together + between / (between + doubt + _TINY) * (own[group] - together)
-    return own
-
-
-def _share(rest: np.ndarray, noise: np.ndarray, groups: Sequence[slice]) -> np.ndarray:
-    """Part of what is left that is signal, [components]."""
-    columns = len(rest)
-    signal = (rest**2).mean(axis=0) - noise
-    for group in groups:
-        ratio = max(0.0, float(signal[group].sum() / max(noise[group].sum(), _TINY)))
-        prior = ratio * noise[group]
-        signal[group] = (columns * signal[group] + PRIOR_COLUMNS * prior) / (columns + PRIOR_COLUMNS)
-    signal = np.maximum(signal, 0.0)
-    return np.asarray(signal / (signal + noise + _TINY))
-
-
-def _pooled(rest: np.ndarray, noise: np.ndarray, groups: Sequence[slice], classes: np.ndarray) -> np.ndarray:
-    """Mean of each component over all columns and over its class, as far as it stands out of the noise."""
-    found = _believed_mean(rest, noise, groups) + np.zeros_like(rest)
-    for label in np.unique(classes):
-        here = classes == label
-        found[here] += _believed_mean(rest[here] - found[here], noise, groups)
-    return found
-
-
-def _believed_mean(rest: np.ndarray, noise: np.ndarray, groups: Sequence[slice]) -> np.ndarray:
-    mean, doubt = rest.mean(axis=0), noise / len(rest)
+def _believed(mean: np.ndarray, doubt: np.ndarray, groups: Sequence[slice]) -> np.ndarray:
+    """Means, drawn to zero as far as they do not stand out of their noise."""
+    found = np.empty_like(mean)
     for group in groups:
         signal = max(0.0, float((mean[group] ** 2 - doubt[group]).mean()))
-        mean[group] *= signal / (signal + doubt[group] + _TINY)
-    return mean
+        found[group] = mean[group] * signal / (signal + doubt[group] + _TINY)
+    return found

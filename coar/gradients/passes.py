@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coar.errors import OutputError
+from coar.errors import OutputError, SettingError
 from coar.experiments.ablation import ComponentAblation
 from coar.experiments.examples import Examples, default_batch_size
 from coar.experiments.memory import keep_freed_memory
@@ -92,6 +92,14 @@ class GatePasses:
         require_agreement(self._gated, *check)
         return {}
 
+    def record(self) -> dict[str, Any]:
+        """Execution record: equal records give bit-identical sums."""
+        return self._private.record(self.batch_size)
+
+    def placed_record(self) -> dict[str, dict[str, str]]:
+        """Where gates act, and why not later, by group."""
+        return {"placements": dict(self.placements), "fallen": dict(self.fallen)}
+
     def _per_example(self, batch: Any, count: int) -> Tensor:
         """Sum of all columns of each example, [examples]."""
         total = torch.zeros(count, dtype=torch.float32, device=self.device)
@@ -112,6 +120,13 @@ class GatePasses:
 
     def derivatives(self, batch: Any, gates: Gates) -> dict[str, Derivatives]:
         """Derivatives of a batch's outputs by the gates of each example."""
+        return {
+            name: Derivatives(by_gate.cpu().numpy(), values.cpu().numpy())
+            for name, (by_gate, values) in self.tensors(batch, gates).items()
+        }
+
+    def tensors(self, batch: Any, gates: Gates) -> dict[str, tuple[Tensor, Tensor]]:
+        """The same on the device: float32 [columns, components] and float64 [columns] per output."""
         own = torch.from_numpy(gates.gates).to(self.device).requires_grad_()
         with torch.enable_grad(), self._gated.at(own):
             found = self._values(batch, len(own))
@@ -121,17 +136,22 @@ class GatePasses:
         left = sum(int(counts.max(initial=0)) for _, counts in found.values())
         taken = {}
         for name, (values, counts) in found.items():
-            by_gate = np.empty((len(values), self.num_components), np.float32)
-            ends = np.cumsum(counts)
-            for position in range(int(counts.max(initial=0))):
-                # The same position of every example that has it: examples do not share gates.
-                here = (ends - counts)[counts > position] + position
-                total = values[torch.from_numpy(here).to(self.device)].sum()
-                left -= 1
-                (gradient,) = torch.autograd.grad(total, own, retain_graph=left > 0)
-                by_gate[here] = gradient[torch.from_numpy(counts > position)].float().cpu().numpy()
-            taken[name] = Derivatives(by_gate, values.detach().double().cpu().numpy())
+            left -= int(counts.max(initial=0))
+            taken[name] = self._by_gate(values, counts, own, keep=left > 0), values.detach().double()
         return taken
+
+    def _by_gate(self, values: Tensor, counts: np.ndarray, own: Tensor, keep: bool) -> Tensor:
+        """One backward pass per value of an example: examples do not share gates."""
+        positions, ends = int(counts.max(initial=0)), np.cumsum(counts)
+        found = own.new_zeros((len(values), self.num_components))
+        for position in range(positions):
+            # The same position of every example that has it.
+            mine = counts > position
+            here = torch.from_numpy((ends - counts)[mine] + position).to(self.device)
+            last = position + 1 == positions
+            (gradient,) = torch.autograd.grad(values[here].sum(), own, retain_graph=keep or not last)
+            found[here] = gradient if mine.all() else gradient[torch.from_numpy(mine).to(self.device)]
+        return found
 
     def batches(self, examples: np.ndarray) -> Iterator[tuple[slice, Any]]:
         """Batches of some examples, and where in the list they are."""
@@ -149,3 +169,14 @@ def no_gradient(output: str) -> OutputError:
         todo="use a margin, log-odds or loss; or fit a regression on rows (coar.Study, coar.fit), which "
         "needs no gradients",
     )
+
+
+def require_gradients(experiment: object) -> None:
+    """Raise unless gate gradients are defined for an experiment."""
+    if not isinstance(experiment, ComponentAblation):
+        raise SettingError(
+            "gate gradients need a component ablation",
+            expected="coar.ComponentAblation",
+            got=type(experiment).__name__,
+            todo="run a study and fit it",
+        )

@@ -1,0 +1,93 @@
+"""Schedule: how many rounds of passes, and when weights are good enough."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+from coar.errors import CoarWarning, SettingError
+from coar.gradients.draws import GateDraws
+from coar.gradients.layout import REPLICATES
+from coar.gradients.weights import Progress
+from coar.settings import whole_number
+
+ENOUGH = 0.95  # correlation with the predictions of exact weights at which passes="auto" stops
+MOST_PASSES = 400  # of passes="auto"
+
+Passes = int | Literal["auto"]
+
+
+class Schedule:
+    """Rounds per replicate: a number, or doubled until a target is met.
+
+    Args:
+        draws: of the gates; a round is so many passes, for each of four replicates.
+        passes: how many, rounded up to whole rounds; with a target, at most so many; "auto" is a target
+            correlation of 0.95 where none is given, and at most 400.
+        target_correlation: stop where `Progress.correlation` is as large.
+        target_error: stop where `Progress.error` is as small.
+
+    >>> schedule = Schedule(GateDraws(0.05, seed=0, num_components=8), passes=100)
+    >>> schedule.first, schedule.passes(schedule.first)
+    (3, 120)
+    """
+
+    def __init__(
+        self,
+        draws: GateDraws,
+        passes: Passes = "auto",
+        target_correlation: float | None = None,
+        target_error: float | None = None,
+    ) -> None:
+        if isinstance(passes, str) and passes != "auto":
+            raise SettingError("passes", expected='a whole number above 0, or "auto"', got=repr(passes))
+        _require(target_correlation is None or 0 < target_correlation < 1, "target_correlation", "0 to 1")
+        _require(target_error is None or 0 < target_error < float("inf"), "target_error", "above 0")
+        self.per_round = REPLICATES * draws.passes_per_round
+        most = MOST_PASSES if passes == "auto" else whole_number(passes, "passes")
+        self.most = -(-most // self.per_round)
+        if passes == "auto" and target_correlation is None and target_error is None:
+            target_correlation = ENOUGH
+        self.correlation, self.error = target_correlation, target_error
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether anything but the number of passes counts."""
+        return self.correlation is not None or self.error is not None
+
+    @property
+    def first(self) -> int:
+        """Rounds to begin with."""
+        return 1 if self.adaptive else self.most
+
+    def passes(self, rounds: int) -> int:
+        """Passes of so many rounds."""
+        return rounds * self.per_round
+
+    def met(self, found: Progress) -> bool:
+        """Whether weights are as good as was asked for."""
+        good = self.correlation is None or found.correlation >= self.correlation
+        return self.adaptive and good and (self.error is None or found.error <= self.error)
+
+    def next(self, rounds: int, found: Progress) -> int | None:
+        """Rounds to go on to; None to stop."""
+        if not self.adaptive or rounds >= self.most or self.met(found):
+            return None
+        return min(2 * rounds, self.most)
+
+    def warn_missed(self, rounds: int, found: Progress) -> None:
+        """Warn if passes ended before the target."""
+        if self.adaptive and not self.met(found):
+            wanted = [f"correlation {self.correlation}"] if self.correlation is not None else []
+            wanted += [f"error {self.error:g}"] if self.error is not None else []
+            warnings.warn(
+                f"{self.passes(rounds)} passes have not reached the target ({', '.join(wanted)}): {found}. "
+                f"More passes: passes={2 * self.passes(rounds)}",
+                CoarWarning,
+                stacklevel=4,
+            )
+
+
+def _require(fine: bool, name: str, expected: str) -> None:
+    if not fine:
+        raise SettingError(f"{name} out of range", expected=expected)

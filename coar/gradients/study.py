@@ -1,0 +1,413 @@
+"""GateGradientStudy: gate gradients that any number of workers compute, and that go on where they stopped.
+
+runs/gradients/
+spec.json  provenance.json  untouched.safetensors  weights.safetensors     as of every study
+extensions/000001.json                     more passes or examples, asked for later
+sums/000017.safetensors                    sums over some passes of some examples, written once
+attributions/NAME/                         as of every study
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from coar.attribution_blocks import write_blocks
+from coar.attributions import Attributions
+from coar.creation import FORMAT, require_same_spec
+from coar.errors import SettingError, StoreError, StudyError
+from coar.executors.base import Executor
+from coar.executors.serial import Serial
+from coar.experiments.ablation import ComponentAblation
+from coar.files import read_json, remove_abandoned, require_format, require_keys, write_json_once
+from coar.gradients.creation import gate_spec, write_gate_study
+from coar.gradients.draws import GateDraws
+from coar.gradients.layout import GateItem, Layout, Step
+from coar.gradients.passes import GatePasses, require_gradients
+from coar.gradients.provenance import attributions_provenance
+from coar.gradients.schedule import Passes, Schedule
+from coar.gradients.status import GateStatus
+from coar.gradients.sums import FileSums
+from coar.gradients.weights import (
+    PassMeans,
+    Progress,
+    chosen_examples,
+    classes_of,
+    example_columns,
+    subset_axis,
+)
+from coar.gradients.worker import GateWorker
+from coar.progress import progress_bar
+from coar.rows import require_output
+from coar.settings import whole_number
+from coar.spec import GateGradientsEstimator, StudySpec, build_experiment
+from coar.study_folder import StudyFolder, require_executor
+
+NAME = "gate-gradients"  # of attributions, where none is given
+
+
+class GateGradientStudy(StudyFolder):
+    """A folder of sums over passes.
+
+    Use `GateGradientStudy.create`, `.from_spec` or `.open`.
+    """
+
+    estimator = "gate_gradients"
+    contents = "sums of gate gradients"
+
+    def __repr__(self) -> str:
+        layout = self.layout
+        passes = self.schedule.passes(layout.rounds)
+        return (
+            f"GateGradientStudy({str(self.directory)!r}, {passes} passes, {len(layout.examples)} examples, "
+            f"{len(self.components)} components)"
+        )
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | Path,
+        experiment: ComponentAblation,
+        ablation_fraction: float,
+        *,
+        passes: Passes = "auto",
+        target_correlation: float | None = None,
+        target_error: float | None = None,
+        seed: int = 0,
+        outputs: Sequence[str] | None = None,
+        examples: Sequence[int] | None = None,
+        device: str = "auto",
+        batch_size: int | None = None,
+        precision: str = "float32",
+    ) -> GateGradientStudy:
+        """Create a study, or open the equal one that is there.
+
+        Args:
+            directory: its folder; made if needed.
+            experiment: a component ablation whose outputs have gradients.
+            ablation_fraction: of the ablations to predict.
+            passes: see `coar.gate_gradients`; likewise the targets.
+            target_correlation: see there.
+            target_error: see there.
+            seed: of the gates.
+            outputs: which of the task's; each value of an example costs a backward pass. Default all.
+            examples: positions of the examples to attribute; default all.
+            device: where.
+            batch_size: examples at a time; None chooses.
+            precision: of the passes.
+
+        Raises:
+            StudyError: the folder holds a study with another spec; the difference is named.
+        """
+        require_gradients(experiment)
+        estimator = GateGradientsEstimator(
+            passes=passes,
+            target_correlation=target_correlation,
+            target_error=target_error,
+            examples=None if examples is None else chosen_examples(examples, len(experiment.task)),
+        )
+        execution = {"device": device, "batch_size": batch_size or "auto", "precision": precision}
+        spec = gate_spec(experiment, estimator, ablation_fraction, seed, outputs, execution)
+        return cls._create(Path(directory), spec, experiment)
+
+    @classmethod
+    def from_spec(
+        cls, directory: str | Path, spec: StudySpec, allow_import: Sequence[str] | None = None
+    ) -> GateGradientStudy:
+        """Create a study from a spec, or open the equal one that is there; imports what the spec names."""
+        if (Path(directory) / "spec.json").exists():
+            study = cls.open(directory, allow_import=allow_import)
+            study._require_spec(spec)
+            return study
+        experiment = build_experiment(spec, allow_import=allow_import)
+        require_gradients(experiment)
+        assert isinstance(experiment, ComponentAblation)
+        return cls._create(Path(directory), spec, experiment, allow_import)
+
+    @classmethod
+    def _create(
+        cls,
+        directory: Path,
+        spec: StudySpec,
+        experiment: ComponentAblation,
+        allow_import: Sequence[str] | None = None,
+    ) -> GateGradientStudy:
+        if not (directory / "spec.json").exists():
+            write_gate_study(directory, spec, experiment)
+        study = cls(directory, allow_import=allow_import)
+        study._require_spec(spec)
+        study._use(experiment)
+        return study
+
+    def _require_spec(self, asked: StudySpec) -> None:
+        require_same_spec(self.directory, asked, self.spec, None, self.provenance["precision"])
+        estimator = asked.estimator
+        assert isinstance(estimator, GateGradientsEstimator)
+        own = self.spec.estimator
+        if estimator != own:
+            self._asked = estimator  # passes and targets may differ from run to run
+
+    _asked: GateGradientsEstimator | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """How many rounds, and when to stop: as asked for last in this process, else as created."""
+        estimator = self._asked or self.spec.estimator
+        assert isinstance(estimator, GateGradientsEstimator)
+        return Schedule(self.draws, estimator.passes, estimator.target_correlation, estimator.target_error)
+
+    @cached_property
+    def draws(self) -> GateDraws:
+        """Of the gates."""
+        design = self.spec.design
+        return GateDraws(
+            getattr(design, "ablation_fraction", 0.0), getattr(design, "seed", 0), len(self.components)
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """Everything asked for so far, cut into items."""
+        first = self.spec.estimator
+        assert isinstance(first, GateGradientsEstimator)
+        count = int(self.provenance["num_examples"])
+        layout = Layout(
+            [Step(chosen_examples(first.examples, count), self.provenance["rounds"])],
+            self.provenance["block_examples"],
+            self.provenance["item_rounds"],
+        )
+        for path in sorted((self.directory / "extensions").glob("[0-9]*.json")):
+            layout.add(_read_extension(path, layout, count))
+        return layout
+
+    @cached_property
+    def sums(self) -> FileSums:
+        """The files."""
+        return FileSums(self.directory, self.digest, self.spec.outputs, len(self.components))
+
+    def extend(self, passes: int | None = None, examples: Sequence[int] | None = None) -> None:
+        """Ask for more passes in all, or for further examples; `run` then does what is missing.
+
+        Args:
+            passes: in all, more than now; rounded up to whole rounds.
+            examples: positions of examples that are not there yet; they get as many passes as the others.
+        """
+        layout = self.layout
+        rounds = layout.rounds
+        if passes is not None:
+            rounds = -(-whole_number(passes, "passes") // self.schedule.per_round)
+        new: tuple[int, ...] = ()
+        if examples is not None:
+            new = chosen_examples(examples, int(self.provenance["num_examples"]), layout.examples.tolist())
+        if rounds < layout.rounds or (rounds == layout.rounds and not new):
+            raise StudyError(
+                "a study can only grow",
+                expected=f"more than {self.schedule.passes(layout.rounds)} passes, or examples not there yet",
+                got=f"passes={passes}, examples={examples!r:.60}",
+            )
+        self._grow(layout, Step(new, rounds))
+
+    def _grow(self, layout: Layout, step: Step) -> None:
+        path = self.directory / "extensions" / f"{len(layout.steps):06d}.json"
+        write_json_once(path, {"format": FORMAT, "rounds": step.rounds, "examples": list(step.new)})
+
+    def run(
+        self,
+        executor: Executor | None = None,
+        *,
+        device: str | torch.device | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> GateStatus:
+        """Do what is missing, and go on to more passes until the target is met.
+
+        Args:
+            executor: where; default `Serial()`.
+            device: instead of the spec's.
+            batch_size: instead of the spec's; recorded in the files.
+            progress: show a bar.
+
+        Raises:
+            OutputError: an output has no gradient, or a derivative is not finite.
+        """
+        require_executor(executor)
+        remove_abandoned(self.sums.folder)
+        schedule = self.schedule
+        if not schedule.adaptive and schedule.most > self.layout.rounds:
+            self.extend(schedule.passes(schedule.most))
+        while True:
+            layout = self.layout
+            self._run_missing(executor or Serial(), layout, device, batch_size, progress)
+            if not schedule.adaptive:
+                break
+            found = self.progress()
+            more = schedule.next(layout.rounds, found)
+            if more is None:
+                schedule.warn_missed(layout.rounds, found)
+                break
+            self._grow(layout, Step((), more))
+        return self.status()
+
+    def _run_missing(
+        self, executor: Executor, layout: Layout, device: Any, batch_size: int | None, progress: bool
+    ) -> None:
+        items, done = layout.items(), self.sums.present()
+        missing = [item for item in items if item.index not in done]
+        total = sum(map(len, items))
+        bar = progress_bar(
+            total, "gate gradients", progress and bool(missing), total - sum(map(len, missing))
+        )
+        with bar:
+            if not missing:
+                return
+            rounds = layout.complete_rounds(done)
+            for item, _ in executor.run(self.session(device, batch_size), missing):
+                done.add(item.index)
+                bar.update(len(item))
+                if not bar.disable and layout.complete_rounds(done) > rounds:
+                    rounds = layout.complete_rounds(done)
+                    bar.set_postfix_str(str(self.progress()))
+
+    def progress(self, output: str | None = None) -> Progress:
+        """How good weights are from the rounds that are complete; with several outputs, the worst."""
+        names = [output] if output else list(self.spec.outputs)
+        found = [self._means(name, self._complete(), pool=False).progress() for name in names]
+        return Progress(min(one.correlation for one in found), max(one.error for one in found))
+
+    def status(self) -> GateStatus:
+        """Count what is there; reads no sums."""
+        layout, present = self.layout, self.sums.present()
+        items = layout.items()
+        rounds = layout.complete_rounds(present)
+        return GateStatus(
+            directory=str(self.directory),
+            passes=self.schedule.passes(rounds),
+            num_passes=self.schedule.passes(layout.rounds),
+            examples=len(layout.examples),
+            files=sum(item.index in present for item in items),
+            num_files=len(items),
+            seconds_left=self.provenance["seconds_per_pass"]
+            * sum(len(item) for item in items if item.index not in present)
+            * self.draws.passes_per_round
+            / self.provenance["timed_examples"],
+            bytes=self.sums.bytes(),
+            adaptive=self.schedule.adaptive,
+        )
+
+    def attributions(
+        self, output: str | None = None, *, pool: bool = False, save_as: str | None = None
+    ) -> Attributions:
+        """Weights from all passes that every example has had.
+
+        Args:
+            output: which output; needed where there are several.
+            pool: see `coar.gate_gradients`.
+            save_as: name to write them under, block by block; None returns them in memory.
+
+        Raises:
+            StudyError: no round is complete yet.
+        """
+        name = require_output(output, list(self.spec.outputs))
+        rounds = self._complete()
+        means = self._means(name, rounds, pool)
+        mixing = means.mixing()
+        columns = np.concatenate(means.columns)
+        axis = subset_axis(self.columns[name], columns)
+        provenance = attributions_provenance(
+            self.draws,
+            self.schedule.passes(rounds),
+            len(columns) / len(self.layout.examples),
+            pool,
+            means.progress(),
+            self.provenance["placed"],
+        )
+        if save_as is not None:
+            path = self.attributions_path(save_as)
+            _require_unused(path, provenance, name)
+            write_blocks(path, means.blocks(mixing), self.components, axis, name, provenance)
+            return Attributions.load(path)
+        whole = means.whole(mixing)
+        return Attributions(
+            whole.weights,
+            whole.intercept,
+            self.components,
+            axis,
+            name,
+            errors=whole.errors,
+            details=whole.details,
+            provenance=provenance,
+        )
+
+    def _complete(self) -> int:
+        rounds = self.layout.complete_rounds(self.sums.present())
+        if not rounds:
+            raise StudyError(
+                f"{self.directory} has no complete round of passes yet",
+                expected="at least one for every example",
+                got=f"{len(self.sums.present())} of {len(self.layout.items())} files",
+                todo="run it: study.run(), or `coar run`",
+            )
+        return rounds
+
+    def _means(self, output: str, rounds: int, pool: bool) -> PassMeans:
+        layout, axis = self.layout, self.columns[output]
+        by_block: list[list[GateItem]] = [[] for _ in layout.blocks]
+        for item in layout.items():
+            if item.stop <= rounds:
+                by_block[item.block].append(item)
+        experiment = self.experiment
+        assert isinstance(experiment, ComponentAblation)
+        return PassMeans(
+            example_columns(axis, layout.blocks),
+            lambda block: self.sums.means(by_block[block], output),
+            [flat for _, flat in experiment.component_set.slices()],
+            len(self.components),
+            1 - self.draws.ablation_fraction,
+            classes_of(experiment.task.metadata, axis) if pool else None,
+        )
+
+    def worker(self, device: torch.device, batch_size: int | None = None) -> GateWorker:
+        """Prepare to do items in this process."""
+        experiment = self.experiment
+        assert isinstance(experiment, ComponentAblation)
+        asked = self.spec.execution.batch_size
+        size = batch_size if batch_size is not None else (None if asked == "auto" else asked)
+        passes = GatePasses(experiment, list(self.spec.outputs), device, size, self.provenance["precision"])
+        owners = {name: self.columns[name].fields["example"] for name in self.spec.outputs}
+        return GateWorker(passes, self.draws, owners, self.components.names, self.sums)
+
+
+def _require_unused(path: Path, provenance: Mapping[str, Any], output: str) -> None:
+    """Refuse a name that attributions of other passes have."""
+    if not (path / "index.json").exists():
+        return
+    there = Attributions.load(path)
+    keys = ("method", "passes", "pooled", "correlation")
+    own, new = ([found.get(key) for key in keys] for found in (there.provenance, provenance))
+    if own != new or there.output != output:
+        raise StudyError(
+            f"attributions {path.name!r} exist: {own[0]}, {own[1]} passes, output {there.output!r}",
+            got=f"asked: {new[0]}, {new[1]} passes, output {output!r}{', pooled' if new[2] else ''}",
+            todo=f"another name: --name NAME (save_as=), or remove {path}",
+        )
+
+
+def _read_extension(path: Path, layout: Layout, count: int) -> Step:
+    keys = {"format": int, "rounds": int, "examples": list}
+    value = require_keys(read_json(path, "extension"), {"format": int}, path)
+    require_format(value["format"], FORMAT, path)
+    require_keys(value, keys, path)
+    if value["rounds"] < layout.rounds:
+        raise StoreError(
+            f"{path} is damaged", expected=f"{layout.rounds} rounds or more", got=value["rounds"]
+        )
+    try:
+        taken = layout.examples.tolist()
+        new = chosen_examples(value["examples"], count, taken) if value["examples"] else ()
+    except SettingError as error:
+        raise StoreError(f"{path} is damaged", expected=error.expected, got=error.got) from None
+    return Step(new, value["rounds"])

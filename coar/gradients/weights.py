@@ -1,0 +1,135 @@
+"""From sums over passes to attributions, block by block: two looks at the sums, one block in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coar.attribution_blocks import Block
+from coar.axes import Axis
+from coar.errors import SettingError
+from coar.gradients.mixing import Mixed, Mixing, MixStatistics
+from coar.gradients.sums import BlockMeans
+
+
+@dataclass(frozen=True)
+class PassMeans:
+    """What passes have found so far.
+
+    Attributes:
+        columns: per block, positions of its columns on the axis.
+        means: reads the means of a block.
+        groups: components that belong together.
+        num_components: length of a column.
+        kept: expected share of components that a gate vector keeps.
+        classes: of all columns of the axis, to pool over; None does not pool.
+    """
+
+    columns: Sequence[np.ndarray]
+    means: Callable[[int], BlockMeans]
+    groups: Sequence[slice]
+    num_components: int
+    kept: float
+    classes: np.ndarray | None = None
+
+    def mixing(self) -> Mixing:
+        """How probe and kept means are mixed, from the sums over all columns."""
+        statistics = MixStatistics(self.num_components, 0 if self.classes is None else self.classes.max() + 1)
+        for block in range(len(self.columns)):
+            means = self.means(block)
+            statistics.add(means.probe, means.kept, self._classes(block))
+        return statistics.mixing(self.groups)
+
+    def mixed(self, mixing: Mixing) -> Iterator[tuple[np.ndarray, Mixed, BlockMeans]]:
+        """Per block: columns, weights, and the means that they are from."""
+        for block, columns in enumerate(self.columns):
+            means = self.means(block)
+            yield columns, mixing.mix(means.probe, means.kept, self._classes(block)), means
+
+    def blocks(self, mixing: Mixing) -> Iterator[Block]:
+        """Attributions, one block after the other."""
+        start = 0
+        for columns, mixed, means in self.mixed(mixing):
+            # Gates are on average what masks are: the mean output over passes is that at the mean mask.
+            intercept = means.values.mean(axis=0) - self.kept * mixed.weights.sum(axis=1)
+            details = {"correlation": mixed.correlation, "signal": mixed.signal}
+            yield Block(start, mixed.weights, intercept, mixed.errors, details)
+            start += len(columns)
+
+    def whole(self, mixing: Mixing) -> Block:
+        """Attributions of all columns, in memory."""
+        parts = [block.arrays() for block in self.blocks(mixing)]
+        return Block.from_arrays(0, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
+
+    def progress(self) -> Progress:
+        """How good the weights are by now."""
+        correlations, errors = [], []
+        for _, mixed, _ in self.mixed(self.mixing()):
+            correlations.append(mixed.correlation)
+            errors.append(np.median(mixed.errors, axis=1))
+        return Progress(
+            float(np.median(np.concatenate(correlations))), float(np.median(np.concatenate(errors)))
+        )
+
+    def _classes(self, block: int) -> np.ndarray | None:
+        return None if self.classes is None else self.classes[self.columns[block]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How good weights are, from the replicates.
+
+    Attributes:
+        correlation: of predictions by these weights with those by exact ones, median over columns.
+        error: standard error in output units, median over columns of medians over components.
+    """
+
+    correlation: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"correlation {self.correlation:.3f}, error {self.error:.2g}"
+
+
+def subset_axis(axis: Axis, columns: np.ndarray) -> Axis:
+    """The axis itself where columns are all of it, in order."""
+    everything = np.array_equal(columns, np.arange(len(axis)))
+    return axis if everything else axis.subset(columns)
+
+
+def example_columns(axis: Axis, blocks: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Positions of the columns of each block's examples, in the examples' order."""
+    owner = axis.fields["example"]
+    order = np.argsort(owner, kind="stable")
+    ranked = owner[order]
+    found = []
+    for block in blocks:
+        first, last = (np.searchsorted(ranked, np.array(block), side) for side in ("left", "right"))
+        found.append(np.concatenate([order[a:b] for a, b in zip(first, last, strict=True)]))
+    return found
+
+
+def classes_of(metadata: Any, axis: Axis) -> np.ndarray:
+    """Class of each column, counted from 0: the task's `label`, or one for all."""
+    if metadata is None or "label" not in metadata:
+        return np.zeros(len(axis), np.int64)
+    labels = np.unique(np.asarray(metadata["label"]), return_inverse=True)[1]
+    return np.asarray(labels)[axis.fields["example"]]
+
+
+def chosen_examples(examples: Sequence[int] | None, count: int, taken: Sequence[int] = ()) -> tuple[int, ...]:
+    """Positions of examples, checked, in increasing order; None is all."""
+    if examples is None:
+        return tuple(range(count))
+    found = [int(example) for example in examples]
+    if not found or len({*found, *taken}) < len(found) + len(taken) or min(found) < 0 or max(found) >= count:
+        raise SettingError(
+            "examples to attribute",
+            expected=f"positions from 0 to {count - 1}, each once"
+            + (", none of them there" if taken else ""),
+            got=f"{examples!r:.80}",
+        )
+    return tuple(sorted(found))
