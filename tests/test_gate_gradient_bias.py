@@ -2,9 +2,10 @@
 
 The law of the gates, and what follows from it. With probability eps a component is a *probe*, its gate
 uniform on (0, 1); else it is ablated with probability a', where a' (1 - eps) + eps / 2 = a (so eps <= 2 a).
-Under this law L the probe mean of df/dg_i has the expectation E_L[G_i], G_i = f(g_i = 1) - f(g_i = 0): the mean of the
-derivative over a uniform gate of i is that difference, whatever the gates of the others are. The weight is
-E_B[G_i], where B is the law of ablations: 0 with probability a, else 1. For a function u of one gate
+Under this law L the probe mean of df/dg_i has the expectation E_L[G_i], G_i = f(g_i = 1) - f(g_i = 0): the
+mean of the derivative over a uniform gate of i is that difference, whatever the gates of the others are.
+The weight is E_B[G_i], where B is the law of ablations: 0 with probability a, else 1. For a function u of
+one gate
 
     E_L u - E_B u = eps T u,   T u = integral_0^1 u dt - (u(0) + u(1)) / 2,
 
