@@ -118,6 +118,14 @@ class Layout:
             yield start, end
             start = end
 
+    def by_block(self, rounds: int) -> list[list[GateItem]]:
+        """Items of each block, as far as they lie within the first rounds."""
+        found: list[list[GateItem]] = [[] for _ in self.blocks]
+        for item in self.items():
+            if item.stop <= rounds:
+                found[item.block].append(item)
+        return found
+
     def complete_rounds(self, done: set[int]) -> int:
         """How many rounds all examples and replicates have, given the indices of finished items."""
         missing = [item.start for item in self.items() if item.index not in done]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from coar.attributions import Attributions
+from coar.errors import StudyError
 from coar.gradients.draws import GateDraws
 from coar.gradients.layout import REPLICATES
 from coar.gradients.weights import Progress
@@ -43,3 +46,18 @@ def attributions_provenance(
         "error": found.error,
         **placed,
     }
+
+
+def require_unused(path: Path, provenance: Mapping[str, Any], output: str) -> None:
+    """Refuse a name that attributions of other passes have."""
+    if not (path / "index.json").exists():
+        return
+    there = Attributions.load(path)
+    keys = ("method", "passes", "pooled", "correlation")
+    own, new = ([found.get(key) for key in keys] for found in (there.provenance, provenance))
+    if own != new or there.output != output:
+        raise StudyError(
+            f"attributions {path.name!r} exist: {own[0]}, {own[1]} passes, output {there.output!r}",
+            got=f"asked: {new[0]}, {new[1]} passes, output {output!r}{', pooled' if new[2] else ''}",
+            todo=f"another name: --name NAME (save_as=), or remove {path}",
+        )

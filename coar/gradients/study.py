@@ -9,7 +9,7 @@ attributions/NAME/                         as of every study
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,18 @@ import torch
 
 from coar.attribution_blocks import write_blocks
 from coar.attributions import Attributions
-from coar.creation import FORMAT, require_same_spec
-from coar.errors import SettingError, StoreError, StudyError
+from coar.creation import require_same_spec
+from coar.errors import StudyError
 from coar.executors.base import Executor
 from coar.executors.serial import Serial
 from coar.experiments.ablation import ComponentAblation
-from coar.files import read_json, remove_abandoned, require_format, require_keys, write_json_once
+from coar.files import remove_abandoned
 from coar.gradients.creation import gate_spec, write_gate_study
 from coar.gradients.draws import GateDraws
-from coar.gradients.layout import GateItem, Layout, Step
+from coar.gradients.extensions import read_layout, write_step
+from coar.gradients.layout import Layout, Step
 from coar.gradients.passes import GatePasses, require_gradients
-from coar.gradients.provenance import attributions_provenance
+from coar.gradients.provenance import attributions_provenance, require_unused
 from coar.gradients.schedule import Passes, Schedule
 from coar.gradients.status import GateStatus
 from coar.gradients.sums import FileSums
@@ -172,17 +173,12 @@ class GateGradientStudy(StudyFolder):
     @property
     def layout(self) -> Layout:
         """Everything asked for so far, cut into items."""
-        first = self.spec.estimator
-        assert isinstance(first, GateGradientsEstimator)
+        estimator = self.spec.estimator
+        assert isinstance(estimator, GateGradientsEstimator)
         count = int(self.provenance["num_examples"])
-        layout = Layout(
-            [Step(chosen_examples(first.examples, count), self.provenance["rounds"])],
-            self.provenance["block_examples"],
-            self.provenance["item_rounds"],
-        )
-        for path in sorted((self.directory / "extensions").glob("[0-9]*.json")):
-            layout.add(_read_extension(path, layout, count))
-        return layout
+        first = Step(chosen_examples(estimator.examples, count), self.provenance["rounds"])
+        sizes = self.provenance["block_examples"], self.provenance["item_rounds"]
+        return read_layout(self.directory, first, sizes, count)
 
     @cached_property
     def sums(self) -> FileSums:
@@ -209,11 +205,7 @@ class GateGradientStudy(StudyFolder):
                 expected=f"more than {self.schedule.passes(layout.rounds)} passes, or examples not there yet",
                 got=f"passes={passes}, examples={examples!r:.60}",
             )
-        self._grow(layout, Step(new, rounds))
-
-    def _grow(self, layout: Layout, step: Step) -> None:
-        path = self.directory / "extensions" / f"{len(layout.steps):06d}.json"
-        write_json_once(path, {"format": FORMAT, "rounds": step.rounds, "examples": list(step.new)})
+        write_step(self.directory, layout, Step(new, rounds))
 
     def run(
         self,
@@ -249,7 +241,7 @@ class GateGradientStudy(StudyFolder):
             if more is None:
                 schedule.warn_missed(layout.rounds, found)
                 break
-            self._grow(layout, Step((), more))
+            write_step(self.directory, layout, Step((), more))
         return self.status()
 
     def _run_missing(
@@ -327,7 +319,7 @@ class GateGradientStudy(StudyFolder):
         )
         if save_as is not None:
             path = self.attributions_path(save_as)
-            _require_unused(path, provenance, name)
+            require_unused(path, provenance, name)
             write_blocks(path, means.blocks(mixing), self.components, axis, name, provenance)
             return Attributions.load(path)
         whole = means.whole(mixing)
@@ -354,60 +346,29 @@ class GateGradientStudy(StudyFolder):
         return rounds
 
     def _means(self, output: str, rounds: int, pool: bool) -> PassMeans:
-        layout, axis = self.layout, self.columns[output]
-        by_block: list[list[GateItem]] = [[] for _ in layout.blocks]
-        for item in layout.items():
-            if item.stop <= rounds:
-                by_block[item.block].append(item)
-        experiment = self.experiment
-        assert isinstance(experiment, ComponentAblation)
+        layout, axis, experiment = self.layout, self.columns[output], self._ablation
+        items = layout.by_block(rounds)
         return PassMeans(
             example_columns(axis, layout.blocks),
-            lambda block: self.sums.means(by_block[block], output),
+            lambda block: self.sums.means(items[block], output),
             [flat for _, flat in experiment.component_set.slices()],
             len(self.components),
             1 - self.draws.ablation_fraction,
             classes_of(experiment.task.metadata, axis) if pool else None,
         )
 
-    def worker(self, device: torch.device, batch_size: int | None = None) -> GateWorker:
-        """Prepare to do items in this process."""
+    @property
+    def _ablation(self) -> ComponentAblation:
         experiment = self.experiment
         assert isinstance(experiment, ComponentAblation)
+        return experiment
+
+    def worker(self, device: torch.device, batch_size: int | None = None) -> GateWorker:
+        """Prepare to do items in this process."""
         asked = self.spec.execution.batch_size
         size = batch_size if batch_size is not None else (None if asked == "auto" else asked)
-        passes = GatePasses(experiment, list(self.spec.outputs), device, size, self.provenance["precision"])
+        passes = GatePasses(
+            self._ablation, list(self.spec.outputs), device, size, self.provenance["precision"]
+        )
         owners = {name: self.columns[name].fields["example"] for name in self.spec.outputs}
         return GateWorker(passes, self.draws, owners, self.components.names, self.sums)
-
-
-def _require_unused(path: Path, provenance: Mapping[str, Any], output: str) -> None:
-    """Refuse a name that attributions of other passes have."""
-    if not (path / "index.json").exists():
-        return
-    there = Attributions.load(path)
-    keys = ("method", "passes", "pooled", "correlation")
-    own, new = ([found.get(key) for key in keys] for found in (there.provenance, provenance))
-    if own != new or there.output != output:
-        raise StudyError(
-            f"attributions {path.name!r} exist: {own[0]}, {own[1]} passes, output {there.output!r}",
-            got=f"asked: {new[0]}, {new[1]} passes, output {output!r}{', pooled' if new[2] else ''}",
-            todo=f"another name: --name NAME (save_as=), or remove {path}",
-        )
-
-
-def _read_extension(path: Path, layout: Layout, count: int) -> Step:
-    keys = {"format": int, "rounds": int, "examples": list}
-    value = require_keys(read_json(path, "extension"), {"format": int}, path)
-    require_format(value["format"], FORMAT, path)
-    require_keys(value, keys, path)
-    if value["rounds"] < layout.rounds:
-        raise StoreError(
-            f"{path} is damaged", expected=f"{layout.rounds} rounds or more", got=value["rounds"]
-        )
-    try:
-        taken = layout.examples.tolist()
-        new = chosen_examples(value["examples"], count, taken) if value["examples"] else ()
-    except SettingError as error:
-        raise StoreError(f"{path} is damaged", expected=error.expected, got=error.got) from None
-    return Step(new, value["rounds"])
