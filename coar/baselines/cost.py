@@ -1,7 +1,7 @@
 """What attributions cost, in forward passes over all examples: what is compared is compared at equal cost.
 
-A backward pass counts as two forwards, and each value of an example needs one of its own. Checks at
-start-up, on a few examples, are not counted.
+As for gate gradients a backward pass counts as two forwards, and each value of an example needs one of
+its own. Checks at start-up, on a few examples, are not counted.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from typing import Any
 import numpy as np
 
 from coar.axes import Axis
+from coar.gradients.provenance import FORWARDS_PER_PASS
 
-BACKWARD = 2  # forwards
 
+def cost_of_passes(passes: int, columns: Axis) -> int:
+    """Forwards that passes are worth: each a forward, and a backward for every value of an example.
 
-def pass_cost(columns: Axis) -> int:
-    """Forwards of one pass: a forward, and a backward for every value of an example.
-
-    >>> axis = Axis("columns", ["a", "b", "c"], {}, {"example": [0, 0, 1]})
-    >>> pass_cost(axis)
-    5
+    >>> cost_of_passes(10, Axis("columns", ["a", "b", "c", "d"], {}, {"example": [0, 0, 1, 1]}))
+    50
     """
-    values = int(np.bincount(columns.fields["example"]).max(initial=0))
-    return 1 + BACKWARD * values
+    values = len(columns) / max(1, len(np.unique(columns.fields["example"])))
+    return round(passes * (1 + (FORWARDS_PER_PASS - 1) * values))
 
 
 def spent(provenance: Mapping[str, Any], columns: Axis) -> int | None:
@@ -32,5 +30,5 @@ def spent(provenance: Mapping[str, Any], columns: Axis) -> int | None:
     if "forwards" in provenance:
         return provenance["forwards"]
     if "passes" in provenance and "example" in columns.fields:
-        return int(provenance["passes"]) * pass_cost(columns)
+        return cost_of_passes(int(provenance["passes"]), columns)
     return provenance.get("rows")

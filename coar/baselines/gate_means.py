@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from coar.attributions import Attributions
-from coar.baselines.cost import pass_cost
+from coar.baselines.cost import cost_of_passes
 from coar.errors import OutputError, SettingError
 from coar.experiments.ablation import ComponentAblation
+from coar.experiments.memory import halving
 from coar.gradients.draws import Gates
 from coar.gradients.passes import GatePasses
 from coar.progress import progress_bar
@@ -77,14 +78,20 @@ class GateMeans:
             OutputError: the output has no gradient, or a derivative is not finite.
             SettingError: no pass counts for some component.
         """
+        with progress_bar(len(self.experiment.task) * passes, description, progress) as bar:
+            return halving(
+                lambda size: self._over(plan, size, bar), self.engine.batch_size, self.engine.device
+            )
+
+    def _over(self, plan: Plan, batch_size: int, bar: Any) -> tuple[np.ndarray, np.ndarray]:
+        self.engine.batch_size = batch_size
+        bar.reset()  # memory may have run out half way
         examples = np.arange(len(self.experiment.task))
         weights = np.empty((len(self.axis), len(self.experiment.components)), np.float32)
         outputs = np.empty(len(self.axis))
-        with progress_bar(len(examples) * passes, description, progress) as bar:
-            for here, batch in self.engine.batches(examples):
-                columns = slice(*np.searchsorted(self._owner, [here.start, here.stop]))
-                found = self._mean(plan, examples[here], batch, columns, bar)
-                weights[columns], outputs[columns] = found
+        for here, batch in self.engine.batches(examples):
+            columns = slice(*np.searchsorted(self._owner, [here.start, here.stop]))
+            weights[columns], outputs[columns] = self._mean(plan, examples[here], batch, columns, bar)
         return weights, outputs
 
     def _mean(
@@ -140,10 +147,9 @@ class GateMeans:
         provenance = {
             "method": method,
             "passes": passes,
-            "forwards": passes * pass_cost(self.axis) + more.pop("forwards", 0),
+            "forwards": cost_of_passes(passes, self.axis) + more.pop("forwards", 0),
             "precision": self.precision,
-            "placements": self.engine.placements,
-            "fallen": self.engine.fallen,
+            **self.engine.placed_record(),
         }
         axes = self.experiment.components, self.axis
         return Attributions(weights, intercept, *axes, self.output, provenance=provenance | more)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coar.attributions import Attributions
-from coar.baselines.cost import pass_cost
+from coar.baselines.cost import cost_of_passes
 from coar.components import ComponentGroup
 from coar.errors import OutputError, SettingError
 from coar.experiments.ablation import ComponentAblation
@@ -75,7 +75,7 @@ def gradient_x_parameter(
         "method": "gradient_x_parameter",
         "backward_passes": len(columns),
         "passes": 1,
-        "forwards": pass_cost(columns),
+        "forwards": cost_of_passes(1, columns),
     }
     return Attributions(matrix, intercept, experiment.components, columns, name, provenance=provenance)
 

@@ -12,9 +12,10 @@ from coar.attribution_blocks import Block, write_blocks
 from coar.attributions import Attributions
 from coar.baselines.cost import spent
 from coar.errors import FitError, SettingError
+from coar.progress import progress_bar
 from coar.regression import Ridge
+from coar.regression.algorithms import Fitter
 from coar.regression.doubts import warn_design
-from coar.regression.fitting import fit_blocks
 from coar.regression.matrix_free import Prediction
 from coar.regression.memory import memory_bytes
 from coar.regression.problem import Problem
@@ -88,7 +89,7 @@ def hybrid(
     }
     axis = study.columns[prior.output]
     axes = study.components, axis if len(chosen) == len(axis) else axis.subset(chosen), prior.output
-    blocks = (_with_prior(block, prior, slope) for block in fit_blocks(problem, fitter, progress))
+    blocks = _blocks(problem, fitter, prior, slope, progress)
     if path:
         write_blocks(path, blocks, *axes, provenance)
         return Attributions.load(path)
@@ -165,6 +166,17 @@ def _slope(rows: StudyRows, prior: Attributions, slices: list[slice], device: to
     return both / own if own > 0 else 0.0  # a prior that says the same of every mask says nothing
 
 
+def _blocks(
+    problem: Problem, fitter: Fitter, prior: Attributions, slope: float, progress: bool
+) -> Iterator[Block]:
+    # No word about columns that choose the largest penalty: what a good prior leaves is noise.
+    with progress_bar(problem.num_columns, "columns", progress) as bar:
+        for columns in problem.column_slices:
+            block = fitter.fit(columns)
+            bar.update(len(block))
+            yield _with_prior(block, prior, slope)
+
+
 def _with_prior(block: Block, prior: Attributions, slope: float) -> Block:
     weights = slope * prior.rows(range(block.start, block.start + len(block))).astype(np.float64)
     details = {("residual_r2" if key == "r2" else key): v for key, v in (block.details or {}).items()}
@@ -195,6 +207,7 @@ def _chosen(study: Study, prior: Attributions) -> np.ndarray:
                 f"hybrid(study, prior): not a {what}",
                 expected=f"coar.{kind.__name__}",
                 got=type(value).__name__,
+                todo="rows: coar.Study.open(path) or create; a prior: for example attribution_patching",
             )
     name = require_output(prior.output, list(study.columns))
     prior.components.require_same(study.components, "prior", "study")

@@ -11,9 +11,9 @@ from coar.attributions import Attributions
 from coar.baselines.gate_means import GateMeans, Plan, require_ablation
 from coar.experiments.ablation import ComponentAblation
 from coar.gradients.draws import GateDraws, Gates
+from coar.gradients.layout import REPLICATES
 from coar.settings import whole_number
 
-REPLICATES = 4  # as gate gradients have: the same passes and seed are the same gates
 Counted = Callable[[Gates], np.ndarray]
 
 
@@ -129,6 +129,8 @@ def _sampled(
 
 
 def _rounds(draws: GateDraws, rounds: int, counted: Counted) -> Plan:
+    """Round after round from the replicates in turn: with as many passes, the gates of gate gradients."""
+
     def plan(examples: np.ndarray) -> Iterator[tuple[Gates, np.ndarray]]:
         for number in range(rounds):
             for gates in draws.round(number % REPLICATES, number // REPLICATES, examples):
