@@ -127,6 +127,12 @@ class Layout:
         return found
 
     def complete_rounds(self, done: set[int]) -> int:
-        """How many rounds all examples and replicates have, given the indices of finished items."""
-        missing = [item.start for item in self.items() if item.index not in done]
-        return min(missing, default=self.rounds)
+        """How many rounds all examples and replicates have, given the indices of finished items.
+
+        Where blocks are cut at different rounds, as many as all of them have a cut at: no item is split.
+        """
+        items = self.items()
+        rounds = min((item.start for item in items if item.index not in done), default=self.rounds)
+        while split := [item.start for item in items if item.start < rounds < item.stop]:
+            rounds = min(split)
+        return rounds
