@@ -22,14 +22,22 @@ def read_layout(directory: Path, first: Step, sizes: tuple[int, int], count: int
     """
     layout = Layout([first], *sizes)
     for path in sorted((directory / "extensions").glob("[0-9]*.json")):
+        expected = _path(directory, layout)
+        if path != expected:
+            raise StoreError(f"{expected} is missing", got=path.name, todo="restore it from a copy")
         layout.add(_read(path, layout, count))
     return layout
 
 
 def write_step(directory: Path, layout: Layout, step: Step) -> None:
     """Ask for one step more than a layout has; who asks for the same at the same time is right, too."""
-    path = directory / "extensions" / f"{len(layout.steps):06d}.json"
-    write_json_once(path, {"format": FORMAT, "rounds": step.rounds, "examples": list(step.new)})
+    value = {"format": FORMAT, "rounds": step.rounds, "examples": list(step.new)}
+    write_json_once(_path(directory, layout), value)
+
+
+def _path(directory: Path, layout: Layout) -> Path:
+    """File of the step after those of a layout."""
+    return directory / "extensions" / f"{len(layout.steps):06d}.json"
 
 
 def _read(path: Path, layout: Layout, count: int) -> Step:

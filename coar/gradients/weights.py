@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,12 @@ def chosen_examples(examples: Sequence[int] | None, count: int, taken: Sequence[
     """Positions of examples, checked, in increasing order; None is all."""
     if examples is None:
         return tuple(range(count))
-    found = [int(example) for example in examples]
+    try:
+        found = [operator.index(example) for example in examples]
+    except TypeError:  # 1.5, "a", [1]
+        found = []
+    if any(isinstance(example, bool | np.bool_) for example in examples):  # a mask, not positions
+        found = []
     if not found or len({*found, *taken}) < len(found) + len(taken) or min(found) < 0 or max(found) >= count:
         raise SettingError(
             "examples to attribute",
