@@ -40,7 +40,7 @@ class StudyFolder(ABC):
     ) -> None:
         self.directory = directory
         self.spec = StudySpec.load(directory / "spec.json")
-        self._require_own_kind()
+        self._require_kind(self.spec, f"{directory} holds another kind of study", "open it with {}.open")
         self.provenance = read_provenance(directory)
         where = str(directory / "provenance.json")
         self.components = Axis.from_json(self.provenance["components"], where)
@@ -69,15 +69,17 @@ class StudyFolder(ABC):
         require_study_folder(Path(directory))
         return cls(Path(directory), experiment, allow_import)
 
-    def _require_own_kind(self) -> None:
-        found = self.spec.estimator.name
-        if found != self.estimator:
+    @classmethod
+    def _require_kind(cls, spec: StudySpec, what: str, todo: str) -> None:
+        """Raise unless a spec is for this class; `todo` names the right one."""
+        found = spec.estimator.name
+        if found != cls.estimator:
             other = {"rows": "coar.Study", "gate_gradients": "coar.GateGradientStudy"}[found]
             raise StudyError(
-                f"{self.directory} holds another kind of study",
-                expected=f"{self.contents} (estimator {self.estimator!r})",
+                what,
+                expected=f"{cls.contents} (estimator {cls.estimator!r})",
                 got=f"estimator {found!r}",
-                todo=f"open it with {other}.open",
+                todo=todo.format(other),
             )
 
     def _use(self, experiment: Experiment) -> None:

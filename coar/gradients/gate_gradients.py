@@ -104,6 +104,8 @@ def gate_gradients(
         seed=seed,
         outputs=[name],
         examples=examples,
+        device=str(device),
+        batch_size=batch_size,
         precision=precision,
     )
     study.run(
@@ -128,7 +130,7 @@ def plan_gate_gradients(
     require_gradients(experiment)
     draws = GateDraws(ablation_fraction, 0, len(experiment.components))
     schedule = Schedule(draws, passes, target_correlation, target_error)
-    names = list(outputs or experiment.columns)
+    names = [require_output(name, list(experiment.columns)) for name in outputs or experiment.columns]
     engine = GatePasses(experiment, names, experiment.device, batch_size, precision)
     chosen = np.array(chosen_examples(examples, len(experiment.task)))
     return plan_passes(engine, draws, chosen, schedule.most, schedule.adaptive)

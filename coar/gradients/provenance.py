@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coar.attributions import Attributions
+from coar.axes import Axis
 from coar.errors import StudyError
 from coar.gradients.draws import GateDraws
 from coar.gradients.layout import REPLICATES
@@ -48,16 +49,23 @@ def attributions_provenance(
     }
 
 
-def require_unused(path: Path, provenance: Mapping[str, Any], output: str) -> None:
-    """Refuse a name that attributions of other passes have."""
+def require_unused(path: Path, provenance: Mapping[str, Any], output: str, columns: Axis) -> None:
+    """Refuse a name that attributions of other passes or columns have."""
     if not (path / "index.json").exists():
         return
     there = Attributions.load(path)
-    keys = ("method", "passes", "pooled", "correlation")
+    keys = ("method", "passes", "pooled", "correlation", "calibration")
     own, new = ([found.get(key) for key in keys] for found in (there.provenance, provenance))
-    if own != new or there.output != output:
+    if own != new or there.output != output or there.columns != columns:
         raise StudyError(
-            f"attributions {path.name!r} exist: {own[0]}, {own[1]} passes, output {there.output!r}",
-            got=f"asked: {new[0]}, {new[1]} passes, output {output!r}{', pooled' if new[2] else ''}",
+            f"attributions {path.name!r} exist: {_said(there.provenance, there.output, there.columns)}",
+            got=f"asked: {_said(provenance, output, columns)}",
             todo=f"another name: --name NAME (save_as=), or remove {path}",
         )
+
+
+def _said(provenance: Mapping[str, Any], output: str, columns: Axis) -> str:
+    found = f"{provenance.get('method')}, {provenance.get('passes')} passes, "
+    found += f"output {output!r}, {len(columns):,} columns"
+    found += ", pooled" if provenance.get("pooled") else ""
+    return found + (", calibrated" if "calibration" in provenance else "")

@@ -107,12 +107,13 @@ class GateGradientStudy(StudyFolder):
         """
         require_gradients(experiment)
         estimator = GateGradientsEstimator(
-            passes=passes,
+            passes=passes if isinstance(passes, str) else whole_number(passes, "passes"),
             target_correlation=target_correlation,
             target_error=target_error,
             examples=None if examples is None else chosen_examples(examples, len(experiment.task)),
         )
-        execution = {"device": device, "batch_size": batch_size or "auto", "precision": precision}
+        size = "auto" if batch_size is None else batch_size
+        execution = {"device": device, "batch_size": size, "precision": precision}
         spec = gate_spec(experiment, estimator, ablation_fraction, seed, outputs, execution)
         return cls._create(Path(directory), spec, experiment)
 
@@ -121,6 +122,7 @@ class GateGradientStudy(StudyFolder):
         cls, directory: str | Path, spec: StudySpec, allow_import: Sequence[str] | None = None
     ) -> GateGradientStudy:
         """Create a study from a spec, or open the equal one that is there; imports what the spec names."""
+        cls._require_kind(spec, "the spec is for another kind of study", "create it with {}.from_spec")
         if (Path(directory) / "spec.json").exists():
             study = cls.open(directory, allow_import=allow_import)
             study._require_spec(spec)
@@ -319,7 +321,7 @@ class GateGradientStudy(StudyFolder):
         )
         if save_as is not None:
             path = self.attributions_path(save_as)
-            require_unused(path, provenance, name)
+            require_unused(path, provenance, name, axis)
             write_blocks(path, means.blocks(mixing), self.components, axis, name, provenance)
             return Attributions.load(path)
         whole = means.whole(mixing)
