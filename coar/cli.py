@@ -218,7 +218,8 @@ def fit(
 
     opened = open_study(directory)
     if not isinstance(opened, Study):
-        given = {"--solver": solver, "--settings": settings, "--columns": columns, "--memory": memory}
+        given: dict[str, object] = {"--solver": solver, "--settings": settings, "--columns": columns}
+        given |= {"--memory": memory, "--partial": partial, "--device": device != "auto"}
         _fit_gates(opened, given, output or None, name, pool, calibrate)
         return
     if pool or calibrate:
@@ -236,9 +237,10 @@ def fit(
 
 
 def _fit_gates(
-    study: Any, given: dict[str, Any], output: str | None, name: str, pool: bool, calibrate: int
+    study: Any, given: dict[str, object], output: str | None, name: str, pool: bool, calibrate: int
 ) -> None:
     from coar.checking import calibrate as calibrated
+    from coar.gradients.provenance import require_unused
     from coar.gradients.study import NAME
 
     unfit = [option for option, value in given.items() if value]
@@ -247,6 +249,7 @@ def _fit_gates(
     path = study.attributions_path(name or NAME)
     if calibrate:
         found = calibrated(study.experiment, study.attributions(output, pool=pool), num_rows=calibrate)
+        require_unused(path, found.provenance, found.output, found.columns)
         found.save(path)
     else:
         found = study.attributions(output, pool=pool, save_as=name or NAME)

@@ -93,7 +93,8 @@ def fit(
             "the first argument is a study",
             expected="coar.Study",
             got=type(study).__name__,
-            todo="open it: coar.Study.open(path); for arrays see docs/regression.md",
+            todo="open it: coar.Study.open(path); for arrays see docs/regression.md; of gate gradients, "
+            "study.attributions() makes attributions",
         )
     solver = _solver(solver)
     name = require_output(output, list(study.columns))
