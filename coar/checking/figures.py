@@ -106,8 +106,10 @@ def ceiling_of(
         truth: [rows, columns].
         weights: |v|^2 of each column, [columns].
         signal: unbiased estimates of |w|^2, [columns].
-        agreement: unbiased estimates of v . w, [columns]; None takes |v|^2, which weights that are posterior
-            means have on average over columns: too low by a few per cent where columns differ and v is noisy.
+        agreement: unbiased estimates of v . w, [columns]. None takes one angle between v and w for all
+            columns, that of posterior means (their |v|^2 and v . w have equal sums over columns): the
+            ceiling is then too low where columns differ and v is noisy, by 1 % for a ResNet-20 after 40
+            passes, by more for fewer.
 
     Returns:
         At most 1, at least the correlation; None where it is not determined: nothing moves, or there is more
@@ -117,9 +119,11 @@ def ceiling_of(
     moving = (variance > _STILL * np.median(variance)) & (weights > 0)
     if not moving.any() or not correlation.value > 0:
         return None
-    shared = weights if agreement is None else agreement
-    best = float((signal[moving] / variance[moving]).mean())
-    own = float((shared[moving] / np.sqrt(weights[moving] * variance[moving])).mean())
+    if agreement is None:
+        best, own = float(signal[moving].sum()), float(np.sqrt(weights[moving].sum()))
+    else:
+        best = float((signal[moving] / variance[moving]).mean())
+        own = float((agreement[moving] / np.sqrt(weights[moving] * variance[moving])).mean())
     if not (own > 0 and best > 0):
         return None
     factor = max(1.0, float(np.sqrt(best)) / own)  # these weights are a linear model, too
