@@ -2,8 +2,9 @@
 
 python -m benchmarks.gate_gradients_data FOLDER [NETWORK ...]
 
-fills the folder with the ablations that the regressions need (some hours on two cores), so that
-`python -m benchmarks.gate_gradients --rows FOLDER` finds them there. It stops and goes on at any time.
+fills the folder with the ablations that the regressions need (two hours on two cores), so that
+`COAR_BENCHMARK_ROWS=FOLDER python -m benchmarks.gate_gradients` finds them there, which otherwise makes
+them itself, in runs/benchmark-rows. It stops and goes on at any time.
 """
 
 from __future__ import annotations
@@ -66,10 +67,13 @@ NETWORKS = {
     for network in (
         Network("resnet20", 400, 4_000, seeds=(0, 1, 2), test_fractions=(0.05, 0.10, 0.30)),
         Network("resnet56", 150, 6_000),
-        Network("vit", 100, 3_000),
-        Network("gpt2_deep", 40, 3_000),
+        Network("vit", 100, 1_500),
+        Network("gpt2_deep", 40, 1_500),
+        Network("resnet8", 400, 2_000),
+        Network("resnet32", 200, 4_000),
     )
 }
+SMALL = Network("resnet20", 60, 400, held_out=40)
 
 
 def rows(folder: Path, network: Network, seed: int, experiment: coar.ComponentAblation) -> coar.Study:

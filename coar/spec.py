@@ -87,8 +87,8 @@ class GateGradientsEstimator(Setting):
 
     Attributes:
         passes: how many, or "auto": until the target, or at most 400.
-        target_correlation: stop where predictions correlate so well with those of exact weights (median
-            over columns, estimated from replicates); "auto" without a target means 0.95.
+        target_correlation: stop where predictions correlate so well with those of exact weights (over
+            columns, estimated from replicates); "auto" without a target means 0.95.
         target_error: stop where the median standard error is so small, in output units.
         examples: positions of the examples to attribute; None = all.
     """

@@ -47,7 +47,7 @@ def exact_weights(experiment, fraction):
 
 
 class TestDraws:
-    @pytest.mark.parametrize("fraction", [0.01, 0.025, 0.05, 0.1, 0.3, 0.7])
+    @pytest.mark.parametrize("fraction", [0.01, 0.025, 0.05, 0.1, 0.3, 0.7, 0.9, 0.95, 0.99])
     def test_components_are_away_as_often_as_in_ablations(self, fraction):
         draws = GateDraws(fraction, seed=0, num_components=400)
         gates = [g.gates for k in range(4) for g in draws.round(0, k, np.arange(20))]
@@ -91,7 +91,7 @@ class TestDraws:
         found = sorted(van_der_corput(k) for k in range(64))
         np.testing.assert_allclose(found, np.arange(64) / 64)
 
-    @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
+    @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan"), "0.1", True, None])
     def test_senseless_fractions_are_refused(self, fraction):
         with pytest.raises(SettingError, match="ablation_fraction"):
             GateDraws(fraction, 0, 10)

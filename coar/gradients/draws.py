@@ -49,7 +49,7 @@ class GateDraws:
 
     Attributes:
         passes_per_round: in a round each component is a probe once.
-        probe_fraction: 1 / passes_per_round, at most twice the ablation fraction.
+        probe_fraction: 1 / passes_per_round, at most 0.2, twice the ablation fraction, twice what is kept.
         ablated: probability that a component that is no probe is ablated.
 
     >>> draws = GateDraws(0.05, seed=0, num_components=100)
@@ -60,17 +60,22 @@ class GateDraws:
     """
 
     def __init__(self, ablation_fraction: float, seed: int, num_components: int) -> None:
-        if not 0 < ablation_fraction < 1:
+        number = isinstance(ablation_fraction, float | int) and not isinstance(ablation_fraction, bool)
+        if not number or not 0 < ablation_fraction < 1:
             raise SettingError(
-                "ablation_fraction out of range", expected="above 0 and below 1", got=repr(ablation_fraction)
+                "ablation_fraction out of range",
+                expected="a number above 0 and below 1",
+                got=repr(ablation_fraction),
+                todo="0.05 to 0.1 is usual: the share of components that are ablated at random",
             )
         self.ablation_fraction, self.seed = float(ablation_fraction), check_seed(seed)
         self.num_components = num_components
-        most = min(2 * self.ablation_fraction, LARGEST_PROBE_FRACTION)
+        # A probe is away by one half on average: more probes would be too many, or leave too many kept.
+        most = min(2 * self.ablation_fraction, 2 - 2 * self.ablation_fraction, LARGEST_PROBE_FRACTION)
         self.passes_per_round = math.ceil(1 / most - 1e-9)
         self.probe_fraction = 1 / self.passes_per_round
         ablated = (self.ablation_fraction - self.probe_fraction / 2) / (1 - self.probe_fraction)
-        self.ablated = max(0.0, round(ablated, 12))
+        self.ablated = min(1.0, max(0.0, round(ablated, 12)))
 
     def round(self, replicate: int, index: int, examples: np.ndarray) -> Iterator[Gates]:
         """The passes of one round, for examples by their numbers."""

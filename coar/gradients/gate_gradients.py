@@ -52,7 +52,7 @@ def gate_gradients(
         ablation_fraction: of the ablations to predict, above 0 and below 1.
         passes: forward and backward passes over the examples, rounded up to whole rounds of 4 replicates;
             "auto" doubles them until the target is met, or at 400.
-        target_correlation: stop where predictions correlate so well with those of exact weights (median over
+        target_correlation: stop where predictions correlate so well with those of exact weights (over
             columns, from replicates); "auto" without a target means 0.95.
         target_error: stop where the median standard error is as small, in output units.
         seed: of the gates.
@@ -69,8 +69,8 @@ def gate_gradients(
         progress: show a bar.
 
     Returns:
-        Attributions with standard errors, in output units per component kept; details "correlation" and
-        "signal" per column (see `coar.gradients.mixing.Mixed`). The provenance names passes, where gates
+        Attributions with standard errors, in output units per component kept; details "signal" and
+        "agreement" per column (see `coar.gradients.mixing.Mixed`). The provenance names passes, where gates
         act, and how good the weights are.
 
     Raises:

@@ -32,14 +32,15 @@ class Mixed:
     Attributes:
         weights: [columns, components].
         errors: standard errors from replicates, [columns, components].
-        correlation: of predictions by these weights with those by exact ones, expected, [columns].
-        signal: sum of squared exact weights, estimated without bias (it may be negative), [columns].
+        signal: sum of squared exact weights, estimated without bias from pairs of replicates, [columns];
+            it may be negative.
+        agreement: sum of products of these weights and exact ones, likewise.
     """
 
     weights: np.ndarray
     errors: np.ndarray
-    correlation: np.ndarray
     signal: np.ndarray
+    agreement: np.ndarray
 
 
 class MixStatistics:
@@ -138,16 +139,21 @@ class Mixing:
 
     def mix(self, probe: np.ndarray, kept: np.ndarray, classes: np.ndarray | None = None) -> Mixed:
         """Weights of some columns; arguments as of `MixStatistics.add`."""
-        replicates = len(probe)
         p, k = probe.mean(axis=0, dtype=np.float64), kept.mean(axis=0, dtype=np.float64)
-        base = self.slope * k + (self.pooled[classes] if self.pooled is not None else 0.0)
-        weights = base + self.share * (p - base)
-        own = probe * self.share + kept * (self.slope * (1 - self.share))  # same slope and share for all
-        errors = own.std(axis=0, ddof=1, dtype=np.float64) / np.sqrt(replicates)
-        found, unsure = (weights**2).sum(axis=1), float((self.share * self.noise).sum())
-        squares = sum((one.astype(np.float64) ** 2).sum(axis=1) for one in probe) / replicates**2
-        signal = ((p**2).sum(axis=1) - squares) * replicates / (replicates - 1)
-        return Mixed(weights, errors, np.sqrt(found / (found + unsure + _TINY)), signal)
+        pooled = 0.0 if self.pooled is None else (1 - self.share) * self.pooled[classes]
+        weights = self.share * p + (1 - self.share) * self.slope * k + pooled
+        # Each replicate's own weights, with the same slope and share.
+        own = (probe * self.share + kept * (self.slope * (1 - self.share)) + pooled).astype(np.float32)
+        errors = own.std(axis=0, ddof=1, dtype=np.float64) / np.sqrt(len(probe))
+        return Mixed(weights, errors, _products(probe, probe), _products(own, probe))
+
+
+def _products(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Sum over components of products of two different replicates, mean over pairs, [columns]."""
+    count = len(ours)
+    together = np.einsum("cp,cp->c", ours.sum(axis=0, dtype=np.float64), theirs.sum(axis=0, dtype=np.float64))
+    same = np.einsum("rcp,rcp->c", ours, theirs, dtype=np.float64)
+    return np.asarray((together - same) / (count * (count - 1)))
 
 
 def mix(

@@ -113,7 +113,7 @@ class GateGradientStudy(StudyFolder):
             examples=None if examples is None else chosen_examples(examples, len(experiment.task)),
         )
         size = "auto" if batch_size is None else batch_size
-        execution = {"device": device, "batch_size": size, "precision": precision}
+        execution: dict[str, object] = {"device": device, "batch_size": size, "precision": precision}
         spec = gate_spec(experiment, estimator, ablation_fraction, seed, outputs, execution)
         return cls._create(Path(directory), spec, experiment)
 
@@ -316,7 +316,7 @@ class GateGradientStudy(StudyFolder):
             self.schedule.passes(rounds),
             len(columns) / len(self.layout.examples),
             pool,
-            means.progress(),
+            means.progress(mixing),
             self.provenance["placed"],
         )
         if save_as is not None:

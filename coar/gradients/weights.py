@@ -56,7 +56,7 @@ class PassMeans:
         for columns, mixed, means in self.mixed(mixing):
             # Gates are on average what masks are: the mean output over passes is that at the mean mask.
             intercept = means.values.mean(axis=0) - self.kept * mixed.weights.sum(axis=1)
-            details = {"correlation": mixed.correlation, "signal": mixed.signal}
+            details = {"signal": mixed.signal, "agreement": mixed.agreement}
             yield Block(start, mixed.weights, intercept, mixed.errors, details)
             start += len(columns)
 
@@ -65,15 +65,15 @@ class PassMeans:
         parts = [block.arrays() for block in self.blocks(mixing)]
         return Block.from_arrays(0, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
 
-    def progress(self) -> Progress:
+    def progress(self, mixing: Mixing | None = None) -> Progress:
         """How good the weights are by now."""
-        correlations, errors = [], []
-        for _, mixed, _ in self.mixed(self.mixing()):
-            correlations.append(mixed.correlation)
+        angles, errors = [], []
+        for _, mixed, _ in self.mixed(mixing or self.mixing()):
+            squares = (mixed.weights**2).sum(axis=1)
+            moving = squares > 0  # others say nothing
+            angles.append(np.stack([mixed.agreement, mixed.signal])[:, moving] / squares[moving])
             errors.append(np.median(mixed.errors, axis=1))
-        return Progress(
-            float(np.median(np.concatenate(correlations))), float(np.median(np.concatenate(errors)))
-        )
+        return Progress(_cosine(np.concatenate(angles, axis=1)), float(np.median(np.concatenate(errors))))
 
     def _classes(self, block: int) -> np.ndarray | None:
         return None if self.classes is None else self.classes[self.columns[block]]
@@ -84,7 +84,9 @@ class Progress:
     """How good weights are, from the replicates.
 
     Attributes:
-        correlation: of predictions by these weights with those by exact ones, median over columns.
+        correlation: of predictions by these weights with those by exact ones, over columns: cosine of v
+            and w, with v.w and |w|^2 from products of different replicates, and so without bias, each in
+            units of |v|^2 and averaged over columns.
         error: standard error in output units, median over columns of medians over components.
     """
 
@@ -93,6 +95,14 @@ class Progress:
 
     def __str__(self) -> str:
         return f"correlation {self.correlation:.3f}, error {self.error:.2g}"
+
+
+def _cosine(products: np.ndarray) -> float:
+    """Of weights and exact weights; products [2, columns]: v.w and |w|^2, in units of |v|^2."""
+    if not products.shape[1]:
+        return 1.0  # nothing moves
+    agreement, signal = products.mean(axis=1)
+    return float(np.clip(agreement / np.sqrt(signal), 0.0, 1.0)) if signal > 0 else 0.0
 
 
 def subset_axis(axis: Axis, columns: np.ndarray) -> Axis:

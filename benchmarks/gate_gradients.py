@@ -1,0 +1,251 @@
+"""Gate gradients: held-out correlation against regressions and baselines, and what each costs.
+
+python -m benchmarks.gate_gradients [--small] [--json PATH]
+
+Regressions need rows: they are made once, in the folder named by COAR_BENCHMARK_ROWS (default
+runs/benchmark-rows; two hours on two cores, see benchmarks/gate_gradients_data.py), and their time is the
+time of a row, measured here in turn with passes, times their number, plus the fit. The method was fixed
+on ResNet-20; the other networks are tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import coar
+from benchmarks.gate_gradients_curves import Bench, noise_figure, over_seeds
+from benchmarks.gate_gradients_data import FRACTION, NETWORKS, SMALL
+from benchmarks.gate_gradients_figures import draw_curves, draw_scaling
+from benchmarks.gate_gradients_size import measure_size
+from benchmarks.report import ROOT, Report, main
+from coar.attributions import Attributions
+from coar.baselines import (
+    attribution_patching,
+    gradient_x_parameter,
+    integrated_gradients,
+    kept_mean,
+    uniform_gradient_sampling,
+)
+
+SEEDS = (0, 1, 2)
+OWN_FRACTIONS = (0.05, 0.10, 0.30)
+Rows = list[dict[str, Any]]
+
+
+def run(report: Report) -> None:
+    """All measurements."""
+    folder = Path(os.environ.get("COAR_BENCHMARK_ROWS", "runs/benchmark-rows"))
+    if report.small:
+        small(report, folder / "small")
+        return
+    scaling: Rows = []
+    curves: dict[str, Rows] = {}
+    resnet20 = Bench(NETWORKS["resnet20"], folder)
+    curves["resnet20"] = against_ridge(
+        report, resnet20, (40, 80, 160, 320), (500, 1_000, 2_000, 4_000), scaling
+    )
+    baselines(report, resnet20, 40, (500, 1_000, 4_000))
+    own_fraction(report, resnet20, 160)
+    resnet56 = Bench(NETWORKS["resnet56"], folder)
+    rows = (500, 1_000, 2_000, 4_000, 6_000)
+    curves["resnet56"] = against_ridge(report, resnet56, (40, 80, 160, 200), rows, scaling)
+    for name in ("vit", "gpt2_deep"):
+        curves[name] = against_patching(report, Bench(NETWORKS[name], folder), scaling)
+    for name in ("resnet8", "resnet32"):
+        network = NETWORKS[name]
+        sizes = tuple(network.rows // k for k in (8, 4, 2, 1))
+        bench = Bench(network, folder)
+        curves[name] = curve(report, bench, bench.outputs[0], (40, 80, 160), sizes, scaling)
+    report.table("compute to reach 0.9 of the linear ceiling", scaling)
+    draw_curves(curves, ROOT / "docs/images/gate_gradients_curves.png")
+    draw_scaling(scaling, ROOT / "docs/images/gate_gradients_scaling.png")
+    measure_size(report)
+
+
+def small(report: Report, folder: Path) -> None:
+    """A look at ResNet-20 on few images; most claims need the whole run."""
+    bench = Bench(SMALL, folder)
+    curve(report, bench, bench.outputs[0], (40, 80), (200, 400), [])
+    for claim in (
+        *("resnet20_speedup", "resnet56_speedup", "resnet56_ceiling", "vit_ceiling", "gpt2_ceiling"),
+        *("vit_above_patching", "gpt2_above_patching", "own_fraction", "size_seconds", "size_memory"),
+        *("resnet50_pass", "size_llm"),
+    ):
+        report.not_run(claim, "only in a full run")
+
+
+def curve(
+    report: Report, bench: Bench, output: str, cuts: tuple[int, ...], sizes: tuple[int, ...], scaling: Rows
+) -> Rows:
+    """Correlation against cost, gate gradients (with and without pooling) and ridge; one output."""
+    cost = bench.seconds["pass"] / bench.seconds["row"]
+    found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    last = {}
+    for seed in SEEDS:
+        for pool in (False, True):
+            name = "gate gradients, pooled" if pool else "gate gradients"
+            for passes, attributions in bench.gates(output, seed, cuts, pool):
+                found.setdefault((name, passes), []).append(bench.score(attributions))
+                last[pool] = attributions
+    fits = []
+    for seed in bench.network.seeds:
+        for size in sizes:
+            attributions, seconds = bench.ridge(seed, output, size)
+            found.setdefault(("ridge", size), []).append(bench.score(attributions))
+            fits.append(seconds)
+    ceiling = bench.ceiling(last[False])
+    rows = []
+    for (name, count), scores in found.items():
+        forwards = count if name == "ridge" else count * cost
+        row = {"method": name, "passes or rows": count, "forwards": forwards, **over_seeds(scores)}
+        rows.append(row | {"of the ceiling": row["correlation"] / ceiling})
+    p = len(bench.experiment.components)
+    report.table(
+        f"{bench.network.name}, {p:,} components, {output}, {FRACTION:.0%} ablated: linear ceiling "
+        f"{ceiling:.3f}, a pass costs {cost:.2f} forwards",
+        rows,
+    )
+    scaling += reach(bench.network.name, p, rows, noise_figure(last[False]), max(fits))
+    return rows
+
+
+def reach(name: str, p: int, rows: Rows, noise: float, fit_seconds: float) -> Rows:
+    """Forwards at which each method is at 0.9 of the ceiling, interpolated in their logarithm."""
+    found = {"network": name, "p": p, "c^2": noise}
+    for method in ("gate gradients", "ridge"):
+        own = [(row["forwards"], row["of the ceiling"]) for row in rows if row["method"] == method]
+        found[f"{method}, forwards"] = forwards_to(own, 0.9)
+    return [found | {"fit, seconds": fit_seconds}]
+
+
+def forwards_to(points: list[tuple[float, float]], share: float) -> str:
+    """Cost of a share of the ceiling; "<=" where the cheapest is there already, ">" where none is."""
+    if points[0][1] >= share:
+        return f"<= {points[0][0]:.0f}"
+    for (cost, low), (more, high) in itertools.pairwise(points):
+        if high >= share:
+            part = (share - low) / (high - low)
+            return f"{math.exp(math.log(cost) + part * math.log(more / cost)):.0f}"
+    return f"> {points[-1][0]:.0f}"
+
+
+def against_ridge(
+    report: Report, bench: Bench, cuts: tuple[int, ...], sizes: tuple[int, ...], scaling: Rows
+) -> Rows:
+    """How much sooner gate gradients are as good as the largest regression; both outputs."""
+    name = bench.network.name
+    log_odds = curve(report, bench, "log_odds", cuts, sizes, scaling)
+    curve(report, bench, "margin", cuts, sizes, [])
+    ridge = next(row["correlation"] for row in log_odds if row["passes or rows"] == sizes[-1])
+    own = [row for row in log_odds if row["method"] == "gate gradients"]
+    enough = next((row["passes or rows"] for row in own if row["correlation"] >= ridge), None)
+    if name == "resnet56":
+        best = max(row["of the ceiling"] for row in own if row["passes or rows"] <= 200)
+        report.measure("resnet56_ceiling", best)
+    if enough is None:
+        report.not_run(f"{name}_speedup", f"gate gradients do not reach {ridge:.3f} in {cuts[-1]} passes")
+        return log_odds
+    seconds = statistics.median(bench.wall("log_odds", enough, seed) for seed in SEEDS)
+    fit = bench.ridge(0, "log_odds", sizes[-1])[1]
+    regression = sizes[-1] * bench.seconds["row"] + fit
+    report.table(
+        f"{name}: equal correlation",
+        [
+            {"what": f"ridge, {sizes[-1]:,} rows", "correlation": ridge, "seconds": regression},
+            {
+                "what": f"gate gradients, {enough} passes, start included",
+                "correlation": next(r["correlation"] for r in own if r["passes or rows"] == enough),
+                "seconds": seconds,
+            },
+        ],
+    )
+    report.measure(f"{name}_speedup", regression / seconds)
+    return log_odds
+
+
+def baselines(report: Report, bench: Bench, passes: int, sizes: tuple[int, ...]) -> None:
+    """Everything else that costs as much, or more."""
+    experiment, output = bench.experiment, "log_odds"
+    options: dict[str, Any] = {"output": output, "progress": False}
+    gates = coar.gate_gradients(experiment, FRACTION, passes=passes, **options)
+    near = attribution_patching(experiment, gates=1 - FRACTION, **options)
+    methods = {
+        "gate gradients": gates,
+        "attribution patching": attribution_patching(experiment, **options),
+        f"attribution patching, all gates at {1 - FRACTION:g}": near,
+        "gradient x parameter": gradient_x_parameter(experiment, **options),
+        "integrated gradients over all gates": integrated_gradients(experiment, passes, **options),
+        "kept mean": kept_mean(experiment, FRACTION, passes, **options),
+        "uniform gradient sampling": uniform_gradient_sampling(experiment, FRACTION, passes, **options),
+    }
+    for size in sizes:
+        methods[f"ridge, {size:,} rows"] = bench.ridge(0, output, size)[0]
+        for name, prior in (("patching", near), ("gate gradients", gates)):
+            methods[f"hybrid: {size:,} rows, prior {name}"] = bench.hybrid(prior, size)
+    rows = []
+    for name, found in methods.items():
+        spent = found.provenance.get("forwards", found.provenance.get("rows"))
+        rows.append({"method": name, "forwards": spent, **bench.score(found)})
+    report.table(f"{bench.network.name}: baselines, {output}, {FRACTION:.0%} ablated", rows)
+
+
+def own_fraction(report: Report, bench: Bench, passes: int) -> None:
+    """Attributions made for a fraction, tested at each."""
+    made = {
+        f: coar.gate_gradients(bench.experiment, f, passes=passes, output="log_odds", progress=False)
+        for f in OWN_FRACTIONS
+    }
+    rows: Rows = []
+    margins = []
+    for tested in OWN_FRACTIONS:
+        methods = {f"made for {f:g}": found for f, found in made.items()}
+        scores = {f: bench.score(methods[f"made for {f:g}"], tested)["correlation"] for f in OWN_FRACTIONS}
+        rows.append({"tested at": tested} | {f"made for {f:g}": score for f, score in scores.items()})
+        margins.append(scores[tested] - max(score for f, score in scores.items() if f != tested))
+    report.table(f"{bench.network.name}: each fraction has its own attributions", rows)
+    report.measure("own_fraction", min(margins))
+
+
+def against_patching(report: Report, bench: Bench, scaling: Rows) -> Rows:
+    """Share of the ceiling within 100 passes; differences to attribution patching, hybrid, ridge."""
+    name, output = bench.network.name, bench.outputs[0]
+    claim = name.removesuffix("_deep")
+    sizes = (bench.network.rows // 4, bench.network.rows)
+    found = curve(report, bench, output, (40, 80), sizes, scaling)
+    best = max(row["of the ceiling"] for row in found if row["method"] == "gate gradients")
+    report.measure(f"{claim}_ceiling", best)
+    options: dict[str, Any] = {"output": output, "progress": False}
+    patching = attribution_patching(bench.experiment, **options)
+    near = attribution_patching(bench.experiment, gates=1 - FRACTION, **options)
+    methods: dict[str, Attributions] = {
+        "gate gradients": coar.gate_gradients(bench.experiment, FRACTION, passes=80, **options),
+        "attribution patching": patching,
+        f"attribution patching, all gates at {1 - FRACTION:g}": near,
+        "gradient x parameter": gradient_x_parameter(bench.experiment, **options),
+        f"ridge, {sizes[-1]:,} rows": bench.ridge(0, output, sizes[-1])[0],
+        f"hybrid: {sizes[-1]:,} rows, prior patching": bench.hybrid(near, sizes[-1]),
+    }
+    methods["hybrid, prior gate gradients"] = bench.hybrid(methods["gate gradients"], sizes[-1])
+    evaluation = bench.evaluation(methods)
+    report.table(f"{name}: baselines, {output}", evaluation.means().to_dict("records"))
+    others = [other for other in methods if other != "gate gradients"]
+    compared = {other: evaluation.compare("gate gradients", other).iloc[0] for other in others}
+    report.table(
+        f"{name}: gate gradients minus the other, paired",
+        [
+            {"other": other, **{key: float(row[key]) for key in ("difference", "low", "high")}}
+            for other, row in compared.items()
+        ],
+    )
+    lows = [compared[other]["low"] for other in others if other.startswith("attribution patching")]
+    report.measure(f"{claim}_above_patching", float(min(lows)))
+    return found
+
+
+if __name__ == "__main__":
+    main("gate_gradients", run)
