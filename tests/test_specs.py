@@ -31,7 +31,13 @@ def need_library(factory):
 
 
 def test_there_is_one_of_each_published_study_and_a_small_one_beside_it():
-    assert set(SPECS) == {"digits"} | set(PUBLISHED) | SMALL
+    assert set(SPECS) == {"digits", "digits_gate_gradients"} | set(PUBLISHED) | SMALL
+
+
+def test_gate_gradients_of_digits_predict_the_ablations_that_rows_of_digits_are():
+    rows, gates = SPECS["digits"].to_json(), SPECS["digits_gate_gradients"].to_json()
+    assert gates.pop("estimator") == {"name": "gate_gradients", "passes": "auto"}
+    assert gates.items() <= rows.items()
 
 
 @pytest.mark.parametrize("name", SPECS)
