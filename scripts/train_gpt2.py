@@ -1,4 +1,4 @@
-"""The small GPT-2 of data/models, on tinyshakespeare.txt: the part of `scripts.train_models` about text.
+"""The small GPT-2s of data/models, on tinyshakespeare.txt: the part of `scripts.train_models` about text.
 
 The first 90 % of the characters train; of the rest, the first half chose settings, the second half tests.
 """
@@ -18,9 +18,10 @@ from coar.tasks.data_folder import find_data
 from coar.tasks.gpt2_network import POSITIONS, build_gpt2
 
 if TYPE_CHECKING:
-    from scripts.train_models import Settings
+    from scripts.train_models import Files, Settings
 
 TEXT = "tinyshakespeare.txt"
+VOCABULARY = "gpt2_vocabulary.json"  # one file for all, which read the same text
 DROPOUT, WARM_UP = 0.1, 0.1
 
 
@@ -44,14 +45,14 @@ def make_vocabulary(text: str) -> dict[str, int]:
     return {character: token for token, character in enumerate(sorted(set(text)))}
 
 
-def train(network: str, settings: Settings) -> tuple[nn.Module, dict[str, bytes]]:
+def train(network: str, settings: Settings) -> tuple[nn.Module, Files]:
     """Predict every next character of random passages; an epoch reads as many as the text has."""
     text = read_text()
     vocabulary = make_vocabulary(text)
     tokens = encode(split_text(text)["train"], vocabulary)
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
-    model = build_gpt2(len(vocabulary), DROPOUT).train()
+    model = build_gpt2(len(vocabulary), DROPOUT, network).train()
     steps = len(tokens) // (POSITIONS * settings.batch)
     optimizer = torch.optim.AdamW(
         model.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
@@ -76,7 +77,8 @@ def train(network: str, settings: Settings) -> tuple[nn.Module, dict[str, bytes]
                 total += loss.item()
                 bar.update(1)
             print(f"{network}: epoch {epoch + 1} of {settings.epochs}, loss {total / steps:.3f}", flush=True)
-    return model.eval(), {"vocabulary": (json.dumps(vocabulary, indent=0) + "\n").encode()}
+    content = (json.dumps(vocabulary, indent=0) + "\n").encode()
+    return model.eval(), {"vocabulary": (VOCABULARY, content)}
 
 
 def measure(model: nn.Module, only_choosing: bool = False) -> dict[str, Any]:

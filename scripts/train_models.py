@@ -1,7 +1,7 @@
 """Train the small networks of data/models again: `python -m scripts.train_models resnet20`.
 
-Needs the folder named by $COAR_DATA with cifar10_jpeg.npz (resnet20, resnet56, vit) or tinyshakespeare.txt
-(gpt2); data/README.md says what they are. The first 15,000 training images train, the others chose
+Needs the folder named by $COAR_DATA with cifar10_jpeg.npz (ResNets, vit) or tinyshakespeare.txt (gpt2,
+gpt2_deep); data/README.md says what they are. The first 15,000 training images train, the others chose
 settings, and the test images are looked at once, by the file that is kept: weights are rounded to
 float16, and every reported number is of that file, read back.
 
@@ -30,11 +30,13 @@ from coar.progress import progress_bar
 from coar.tasks.cifar import normalise
 from coar.tasks.cifar_networks import build_network
 from coar.tasks.data_folder import find_data, load_weights, tied_names
+from coar.tasks.gpt2_network import LAYERS
 
 IMAGES, RECORD, README = "cifar10_jpeg.npz", "models.json", "README.md"
 TABLE_START, TABLE_END = "<!-- table of models.json -->\n", "<!-- end of the table -->\n"
 NUM_TRAIN, NUM_SAMPLE = 15_000, 1_000  # of the training images; of the test images, see make_samples
 PADDING = 4
+Files = dict[str, tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,13 @@ class Settings:
 
 
 SETTINGS = {
+    "resnet8": Settings(epochs=25, learning_rate=0.2, weight_decay=5e-4),
     "resnet20": Settings(epochs=25, learning_rate=0.2, weight_decay=5e-4),
+    "resnet32": Settings(epochs=16, learning_rate=0.2, weight_decay=5e-4),
     "resnet56": Settings(epochs=16, learning_rate=0.2, weight_decay=5e-4),
     "vit": Settings(epochs=10, learning_rate=1e-3, weight_decay=0.05),
     "gpt2": Settings(epochs=8, learning_rate=3e-3, weight_decay=0.1, batch=64),
+    "gpt2_deep": Settings(epochs=7, learning_rate=2e-3, weight_decay=0.1, batch=32),
 }
 
 
@@ -75,7 +80,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     start = time.perf_counter()
-    if options.network == "gpt2":
+    if options.network in LAYERS:
         from scripts import train_gpt2 as recipe
     else:
         recipe = sys.modules[__name__]
@@ -102,7 +107,7 @@ def main() -> None:
     print(json.dumps({options.network: entry}, indent=2))
 
 
-def train(network: str, settings: Settings) -> tuple[nn.Module, dict[str, bytes]]:
+def train(network: str, settings: Settings) -> tuple[nn.Module, Files]:
     """A CIFAR network: moved and mirrored images, one cycle of the learning rate, bfloat16 arithmetic."""
     data = read_images("train")
     images, labels = data[0][:NUM_TRAIN], data[1][:NUM_TRAIN]
@@ -191,8 +196,15 @@ def _optimizer(model: nn.Module, network: str, settings: Settings) -> torch.opti
     )
 
 
-def write_files(folder: Path, network: str, model: nn.Module, extra: dict[str, bytes]) -> dict[str, Any]:
-    """Write the weights, rounded to float16, and further files; return how models.json lists them."""
+def write_files(folder: Path, network: str, model: nn.Module, extra: Files) -> dict[str, Any]:
+    """Write the weights, rounded to float16, and further files; return how models.json lists them.
+
+    Args:
+        folder: of models.json.
+        network: its name there.
+        model: the trained network.
+        extra: name and content of other files, under the parts as which models.json lists them.
+    """
     second_names = tied_names(model)
     weights = folder / f"{network}.safetensors"
     rounded = {
@@ -202,8 +214,8 @@ def write_files(folder: Path, network: str, model: nn.Module, extra: dict[str, b
     }
     weights.write_bytes(save(rounded))
     paths = {"weights": weights}
-    for part, content in extra.items():
-        paths[part] = folder / f"{network}_{part}.json"
+    for part, (name, content) in extra.items():
+        paths[part] = folder / name
         paths[part].write_bytes(content)
     contents = {part: path.read_bytes() for part, path in paths.items()}
     return {

@@ -29,6 +29,7 @@ needs_torchvision = pytest.mark.skipif(
     not importlib.util.find_spec("torchvision"), reason="torchvision is not installed"
 )
 VIT = pytest.param("vit", marks=needs_torchvision)
+RESNETS = ["resnet8", "resnet20", "resnet32", "resnet56"]
 
 
 @pytest.fixture
@@ -61,7 +62,13 @@ def elsewhere(tmp_path, monkeypatch):
 class TestNetworks:
     @pytest.mark.parametrize(
         ("network", "filters", "convolutions"),
-        [("resnet20", 688, 19), ("resnet56", 2_032, 55), ("published", 2_304, 9)],
+        [
+            ("resnet8", 240, 7),
+            ("resnet20", 688, 19),
+            ("resnet32", 1_136, 31),
+            ("resnet56", 2_032, 55),
+            ("published", 2_304, 9),
+        ],
     )
     def test_filters_are_as_many_as_published(self, network, filters, convolutions):
         components = coar.find_components(build_network(network).eval(), kinds=["conv_filter"])
@@ -69,7 +76,7 @@ class TestNetworks:
         assert len(components.groups) == convolutions
         assert all("conv" in group.name for group in components.groups)
 
-    @pytest.mark.parametrize("network", ["resnet20", "resnet56", VIT, "published"])
+    @pytest.mark.parametrize("network", [*RESNETS, VIT, "published"])
     def test_ten_logits_per_image(self, network):
         model = build_network(network).eval()
         with torch.no_grad():
@@ -77,7 +84,7 @@ class TestNetworks:
         assert logits.shape == (2, 10)
         assert logits.isfinite().all()
 
-    @pytest.mark.parametrize("network", ["resnet20", "resnet56", "published"])
+    @pytest.mark.parametrize("network", [*RESNETS, "published"])
     def test_every_convolution_is_followed_by_a_batch_norm_of_its_own(self, network):
         kinds = [type(module) for module in build_network(network).modules()]
         convolutions = [i for i, kind in enumerate(kinds) if kind is nn.Conv2d]

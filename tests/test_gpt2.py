@@ -190,9 +190,9 @@ class TestRecipe:
 
 
 class TestSmall:
-    @pytest.fixture
-    def small(self):
-        return gpt2.make_task(small=True, num_examples=6)
+    @pytest.fixture(params=[None, "gpt2_deep"])
+    def small(self, request):
+        return gpt2.make_task(small=True, network=request.param, num_examples=6)
 
     def test_reads_shakespeare_better_than_chance(self, small):
         batch = small.batch(range(6))
@@ -226,6 +226,32 @@ class TestSmall:
         with refused(TaskError, "'ï'", "letters"):
             gpt2.make_task(small=True, data=str(tmp_path / "own.txt"), num_examples=2)
 
+    @pytest.mark.parametrize(("network", "layers"), [(None, 4), ("gpt2", 4), ("gpt2_deep", 12)])
+    def test_has_512_neurons_and_4_heads_per_layer(self, network, layers):
+        task = gpt2.make_task(small=True, network=network, num_examples=2)
+        kinds = {"mlp_neuron": 512 * layers, "attention_head": 4 * layers}
+        found = {kind: len(coar.find_components(task.model, kinds=[kind])) for kind in kinds}
+        assert found == kinds
+
+    def test_the_deep_ones_recipe_makes_it_again(self):
+        task = gpt2.make_task(small=True, network="gpt2_deep", num_examples=2)
+        assert task.recipe.args == {"small": True, "network": "gpt2_deep", "num_examples": 2}
+        again = coar.recipes.build_task(task.recipe)
+        assert again.model_fingerprint() == task.model_fingerprint()
+        assert again.data_fingerprint() == task.data_fingerprint()
+
+    def test_none_is_gpt2_under_the_recipe_that_it_always_had(self):
+        task = gpt2.make_task(small=True, num_examples=2)
+        named = gpt2.make_task(small=True, network="gpt2", num_examples=2)
+        assert task.recipe.args == {"small": True, "num_examples": 2}
+        assert named.model_fingerprint() == task.model_fingerprint()
+
+    def test_a_network_that_there_is_not(self):
+        with refused(SettingError, "gpt2, gpt2_deep", "'gpt3'"):
+            gpt2.make_task(small=True, network="gpt3")
+        with refused(SettingError, "gpt2, gpt2_deep", "''"):
+            gpt2.make_task(small=True, network="")
+
     def test_has_no_other_model(self):
         with refused(SettingError, "model=None", "'gpt2'"):
             gpt2.make_task(small=True, model="gpt2")
@@ -236,6 +262,10 @@ class TestRefusals:
     def test_more_stories_than_there_are(self, model_folder, stories_folder, count):
         with refused(SettingError, "num_examples", "1 to 12", str(count)):
             gpt2.make_task(data=stories_folder, model=model_folder, num_examples=count)
+
+    def test_a_small_network_for_the_published_task(self, model_folder, stories_folder):
+        with refused(SettingError, "small=True", "'gpt2_deep'", "model="):
+            gpt2.make_task(data=stories_folder, model=model_folder, network="gpt2_deep")
 
     def test_a_model_that_is_not_there(self, stories_folder, tmp_path):
         with refused(TaskError, "cannot load the model", "model="):

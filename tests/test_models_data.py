@@ -33,6 +33,7 @@ IMAGE_NETWORKS = [
     for name, entry in MODELS.items()
     if "training_images" in entry
 ]
+GPT2_NETWORKS = [name for name, entry in MODELS.items() if "training_characters" in entry]
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ class TestFiles:
         listed = MODELS[network]["files"][part]
         content = data_folder.read_model_file(network, part)
         assert listed == {"file": listed["file"], "sha256": sha256(content), "bytes": len(content)}
-        assert len(content) <= 4_000_000
+        assert len(content) <= 5_000_000
 
     def test_every_file_is_listed(self):
         listed = {MODELS[name]["files"][part]["file"] for name, part in FILES}
@@ -104,18 +105,24 @@ class TestNetworks:
         assert again.data_fingerprint() == task.data_fingerprint()
 
     @needs("transformers")
-    def test_the_small_gpt2_predicts_characters(self):
+    @pytest.mark.parametrize("network", GPT2_NETWORKS)
+    def test_a_small_gpt2_predicts_characters(self, network):
         from coar.tasks.gpt2_network import small_gpt2
 
-        model, vocabulary = small_gpt2()
+        model, vocabulary = small_gpt2(network=network)
         assert not model.training
         assert model.lm_head.weight is model.transformer.wte.weight
         text = data_folder.read_sample(make_samples.PASSAGES).decode().splitlines()
         tokens = torch.cat([train_gpt2.encode(json.loads(line), vocabulary) for line in text])
         loss, accuracy = train_gpt2.next_character(model, tokens)
         # these passages are about half of the test part of the text
-        assert loss == pytest.approx(MODELS["gpt2"]["loss"]["test"], abs=0.05)
-        assert accuracy == pytest.approx(MODELS["gpt2"]["accuracy"]["test"], abs=0.02)
+        assert loss == pytest.approx(MODELS[network]["loss"]["test"], abs=0.05)
+        assert accuracy == pytest.approx(MODELS[network]["accuracy"]["test"], abs=0.02)
+
+    def test_the_small_gpt2s_share_a_vocabulary(self):
+        listed = [MODELS[network]["files"]["vocabulary"] for network in GPT2_NETWORKS]
+        assert GPT2_NETWORKS == ["gpt2", "gpt2_deep"]
+        assert listed[0] == listed[1]
 
     @needs("transformers")
     def test_the_small_gpt2_takes_other_weights(self, tmp_path):
@@ -195,16 +202,20 @@ class TestScripts:
 
     @pytest.mark.slow
     @needs("transformers")
-    def test_training_the_language_model(self, source, monkeypatch):
+    @pytest.mark.parametrize(
+        ("network", "learning_rate", "layers"), [("gpt2", 3e-3, 4), ("gpt2_deep", 2e-3, 12)]
+    )
+    def test_training_a_language_model(self, source, monkeypatch, network, learning_rate, layers):
         from coar.tasks.gpt2_network import small_gpt2
 
         monkeypatch.setitem(
-            train_models.SETTINGS, "gpt2", train_models.Settings(1, 3e-3, weight_decay=0.1, batch=64)
+            train_models.SETTINGS, network, train_models.Settings(1, learning_rate, 0.1, batch=64)
         )
         options = ["--threads", "1", "--output", str(source / "models")]
-        self.run(monkeypatch, train_models, "gpt2", *options)
-        entry = json.loads((source / "models" / "models.json").read_text())["gpt2"]
-        model, vocabulary = small_gpt2()
+        self.run(monkeypatch, train_models, network, *options)
+        entry = json.loads((source / "models" / "models.json").read_text())[network]
+        model, vocabulary = small_gpt2(network=network)
+        assert len(model.transformer.h) == layers
         assert "".join(vocabulary) == "\n abcdefgh"
         assert train_gpt2.measure(model)["loss"] == entry["loss"]
         assert entry["loss"]["test"] == pytest.approx(np.log(10), abs=0.2)  # random letters

@@ -46,7 +46,8 @@ def make_task(
     """The CIFAR-10 task: test images in their order, the margin as output.
 
     Args:
-        network: "resnet20", "resnet56", "vit", or "published" (COAR's, for which there are no weights here).
+        network: "resnet8", "resnet20", "resnet32", "resnet56", "vit", or "published" (COAR's, for which there
+            are no weights here).
         small: the 1,000 images that come with a source checkout instead of the 10,000 original ones.
         num_examples: how many images, from the first on; None takes all.
         data: folder with `cifar-10-batches-py` as torchvision downloads it, or an .npz file with uint8

@@ -2,9 +2,12 @@
 
 | function | components | from |
 |---|---|---|
-| `resnet20`, `resnet56` | 688, 2,032 filters | He et al. 2015 (arXiv:1512.03385), section 4.2 |
+| `resnet20`, `resnet32`, `resnet56` | 688, 1,136, 2,032 filters | He et al. 2015, section 4.2 |
+| `resnet8` | 240 filters | the same with one block per stage |
 | `PublishedCifarResNet` | 2,304 filters | the CIFAR-10 set-up of COAR (arXiv:2404.11534) |
 | `small_vit` | Linear neurons, attention heads | torchvision's own `VisionTransformer` |
+
+He et al. 2015 is arXiv:1512.03385.
 """
 
 from __future__ import annotations
@@ -77,9 +80,19 @@ class CifarResNet(nn.Module):
         return self.classifier(hidden.mean(dim=(2, 3)))
 
 
+def resnet8() -> CifarResNet:
+    """ResNet-8: 240 filters, 0.08 million parameters."""
+    return CifarResNet(1)
+
+
 def resnet20() -> CifarResNet:
     """ResNet-20: 688 filters, 0.27 million parameters."""
     return CifarResNet(3)
+
+
+def resnet32() -> CifarResNet:
+    """ResNet-32: 1,136 filters, 0.46 million parameters."""
+    return CifarResNet(5)
 
 
 def resnet56() -> CifarResNet:
@@ -135,7 +148,9 @@ def small_vit() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet8": resnet8,
     "resnet20": resnet20,
+    "resnet32": resnet32,
     "resnet56": resnet56,
     "vit": small_vit,
     "published": PublishedCifarResNet,

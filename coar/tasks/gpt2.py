@@ -3,8 +3,8 @@
 As published: the last 500 stories of TinyStories' validation split, in order, cut at the length
 that the model takes, padded on the right; padding does not count.
 
-`small=True` takes a small GPT-2 that reads Shakespeare letter by letter (`coar.tasks.gpt2_network`),
-and 200 passages that it was not trained on. Both are in the data folder: nothing is downloaded.
+`small=True` takes a small GPT-2 that reads Shakespeare letter by letter (`coar.tasks.gpt2_network` has
+two), and 200 passages that it was not trained on. Both are in the data folder: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def make_task(
     data: str | None = None,
     model: str | None = None,
     small: bool = False,
+    network: str | None = None,
     num_examples: int | None = None,
     max_length: int | None = None,
     device: str = "auto",
@@ -50,6 +51,7 @@ def make_task(
             which is cut into passages.
         model: name of a model on the Hugging Face hub, or a folder with model and tokenizer.
         small: a small GPT-2 over characters, on passages of Shakespeare.
+        network: which small one: "gpt2" of 4 layers, which None takes too, or "gpt2_deep" of 12.
         num_examples: how many, the last ones; None is 500 stories, or all of the small text's passages.
         max_length: cut stories after so many tokens; None is the most that the model takes (small: 128).
         device: see `coar.Task`.
@@ -58,19 +60,20 @@ def make_task(
     studies a batch size (`"execution": {"batch_size": 12}`), which is 12 in the published code.
 
     Raises:
+        SettingError: `network` without `small`, or none that there is; `num_examples` out of range.
         TaskError: model or data are not there, or a story is shorter than two tokens.
 
     >>> make_task(small=True, num_examples=8)                                       # doctest: +SKIP
     Task(GPT2LMHeadModel, 8 examples, outputs ['token_margin'])
     """
     load = _small if small else _published
-    network, texts, ids, encode = load(data, model, num_examples, max_length)
-    network.config.use_cache = False  # keys and values of past tokens are of no use here
+    loaded, texts, ids, encode = load(data, model, network, num_examples, max_length)
+    loaded.config.use_cache = False  # keys and values of past tokens are of no use here
     stories = [encode(text) for text in texts]
     _require_two_tokens(stories, ids)
     lengths = [len(tokens) for tokens in stories]
     return Task(
-        network.eval(),
+        loaded.eval(),
         [{"input_ids": tokens, "text": text} for tokens, text in zip(stories, texts, strict=True)],
         outputs={"token_margin": token_margin},
         collate=collate,
@@ -109,13 +112,20 @@ Loaded = tuple[Any, list[str], list[str], Callable[[str], Tensor]]
 
 
 def _published(
-    data: str | None, model: str | None, num_examples: int | None, max_length: int | None
+    data: str | None, model: str | None, name: str | None, num_examples: int | None, max_length: int | None
 ) -> Loaded:
+    if name is not None:
+        raise SettingError(
+            "network= is one of the small GPT-2s",
+            expected="small=True with it",
+            got=f"network={name!r} and small=False",
+            todo="pass model= for a name on the hub, or a folder",
+        )
     transformers = library("transformers", "language")
-    name = model or MODEL
-    with _explained(f"the model {name}", "pass model=, a folder that save_pretrained wrote"):
-        network = transformers.GPT2LMHeadModel.from_pretrained(name)
-        tokenizer = transformers.GPT2TokenizerFast.from_pretrained(name)
+    source = model or MODEL
+    with _explained(f"the model {source}", "pass model=, a folder that save_pretrained wrote"):
+        network = transformers.GPT2LMHeadModel.from_pretrained(source)
+        tokenizer = transformers.GPT2TokenizerFast.from_pretrained(source)
     longest = min(tokenizer.model_max_length, network.config.n_positions)
     stories = read_stories(data or STORIES)
     first = _first_of_the_last(NUM_EXAMPLES if num_examples is None else num_examples, len(stories))
@@ -141,13 +151,15 @@ def read_stories(name: str) -> Any:
     return found
 
 
-def _small(data: str | None, model: str | None, num_examples: int | None, max_length: int | None) -> Loaded:
-    from coar.tasks.gpt2_network import small_gpt2
+def _small(
+    data: str | None, model: str | None, name: str | None, num_examples: int | None, max_length: int | None
+) -> Loaded:
+    from coar.tasks.gpt2_network import NETWORK, small_gpt2
 
     if model is not None:
         raise SettingError("the small task has its own model", expected="model=None", got=repr(model))
     network: Any
-    network, vocabulary = small_gpt2()
+    network, vocabulary = small_gpt2(network=NETWORK if name is None else name)
     length = min(max_length or SMALL_LENGTH, network.config.n_positions)
     texts = _passages(data, length)
     if unknown := sorted(set("".join(texts)) - vocabulary.keys()):

@@ -1,7 +1,12 @@
-"""A small GPT-2 that reads characters: four layers of width 128, trained on Shakespeare's plays.
+"""Small GPT-2s that read characters: layers of width 128, trained on Shakespeare's plays.
+
+| network | layers | MLP neurons | attention heads |
+|---|---|---|---|
+| `gpt2` | 4 | 2,048 | 16 |
+| `gpt2_deep` | 12 | 6,144 | 48 |
 
 The class is transformers' own `GPT2LMHeadModel`; only size and vocabulary differ from the published
-model. Its vocabulary is the 65 characters of the text.
+model. Their vocabulary is the 65 characters of the text, in one file for both.
 """
 
 from __future__ import annotations
@@ -11,36 +16,42 @@ from typing import Any
 
 from torch import nn
 
-from coar.errors import MissingDependencyError, install_hint
+from coar.errors import MissingDependencyError, SettingError, install_hint
 from coar.tasks.data_folder import load_weights, read_model_file
 
 NETWORK = "gpt2"
-POSITIONS, WIDTH, LAYERS, HEADS = 128, 128, 4, 4
+LAYERS = {NETWORK: 4, "gpt2_deep": 12}
+POSITIONS, WIDTH, HEADS = 128, 128, 4
 
 
-def small_gpt2(weights: str | None = None) -> tuple[nn.Module, dict[str, int]]:
-    """The trained network in eval mode, and its vocabulary (character to token).
+def small_gpt2(weights: str | None = None, network: str = NETWORK) -> tuple[nn.Module, dict[str, int]]:
+    """A trained network in eval mode, and its vocabulary (character to token).
 
     Args:
         weights: safetensors file of other weights; None takes the trained ones of the data folder.
+        network: "gpt2" or "gpt2_deep".
 
     Raises:
+        SettingError: there is no network of this name.
         StoreError: the data folder is missing, or a file in it is not the one that was trained.
 
     >>> model, vocabulary = small_gpt2()                                        # doctest: +SKIP
     >>> len(vocabulary)                                                         # doctest: +SKIP
     65
     """
-    vocabulary: dict[str, int] = json.loads(read_model_file(NETWORK, "vocabulary"))
-    return load_weights(build_gpt2(len(vocabulary)), NETWORK, weights), vocabulary
+    _require_known(network)
+    vocabulary: dict[str, int] = json.loads(read_model_file(network, "vocabulary"))
+    return load_weights(build_gpt2(len(vocabulary), network=network), network, weights), vocabulary
 
 
-def build_gpt2(vocabulary_size: int, dropout: float = 0.0) -> Any:
+def build_gpt2(vocabulary_size: int, dropout: float = 0.0, network: str = NETWORK) -> Any:
     """An untrained network; initial weights come from torch's global generator.
 
     Raises:
+        SettingError: there is no network of this name.
         MissingDependencyError: transformers is not installed.
     """
+    _require_known(network)
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError as error:
@@ -54,7 +65,7 @@ def build_gpt2(vocabulary_size: int, dropout: float = 0.0) -> Any:
         vocab_size=vocabulary_size,
         n_positions=POSITIONS,
         n_embd=WIDTH,
-        n_layer=LAYERS,
+        n_layer=LAYERS[network],
         n_head=HEADS,
         resid_pdrop=dropout,
         embd_pdrop=dropout,
@@ -64,3 +75,8 @@ def build_gpt2(vocabulary_size: int, dropout: float = 0.0) -> Any:
         use_cache=False,
     )
     return GPT2LMHeadModel(config)
+
+
+def _require_known(network: str) -> None:
+    if network not in LAYERS:
+        raise SettingError("unknown small GPT-2", expected=f"one of: {', '.join(LAYERS)}", got=repr(network))
