@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from coar.gradients.layout import REPLICATES, Layout, Step
+from coar.errors import SettingError
+from coar.gradients.layout import MOST_ITEMS, REPLICATES, Layout, Step, require_few_items
 
 
 @st.composite
@@ -121,3 +122,12 @@ def test_an_item_says_what_it_is():
 def test_examples_are_in_the_order_of_blocks(new):
     layout = Layout([Step((2, 3), 1), Step(new, 2)], 1, 8)
     np.testing.assert_array_equal(layout.examples, [2, 3, *new])
+
+
+@given(st.integers(1, 40), st.integers(1, 60), sizes)
+def test_the_bound_on_items_is_one(examples, rounds, cut):
+    found = len(Layout([Step(tuple(range(examples)), rounds)], *cut).items())
+    require_few_items(examples, rounds, *cut)
+    times = -(-MOST_ITEMS // found)
+    with pytest.raises(SettingError, match="too many files"):
+        require_few_items(examples * times * cut[0], rounds, *cut)

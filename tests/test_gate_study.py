@@ -208,6 +208,17 @@ class TestExtend:
         assert study.status().num_passes == 40
         assert not (copied / "extensions").exists()
 
+    def test_a_slip_of_the_finger_is_refused_before_it_is_written(self, create, monkeypatch):
+        """What is written once stays: so many items would be counted for ever after."""
+        monkeypatch.setattr("coar.gradients.planning.ITEM_SECONDS", 1e-9)  # as where passes take minutes
+        study = create(passes=20)
+        with refused(SettingError, "too many files", "fewer passes"):
+            study.extend(20_000_000)
+        assert study.status().num_passes == 20
+        with refused(SettingError, "too many files"):
+            create("other", passes=20_000_000)
+        assert not (study.directory.parent / "other").exists()
+
     def test_a_second_run_does_nothing(self, copied):
         before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
         GateGradientStudy.open(copied).run(progress=False)

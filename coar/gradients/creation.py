@@ -14,6 +14,7 @@ from coar.errors import SettingError, SpecError
 from coar.experiments.ablation import ComponentAblation
 from coar.experiments.private_model import DTYPES
 from coar.gradients.draws import GateDraws
+from coar.gradients.layout import require_few_items
 from coar.gradients.passes import GatePasses
 from coar.gradients.planning import GatePlan, plan_passes
 from coar.gradients.schedule import Schedule
@@ -96,6 +97,7 @@ def _precision(execution: ExecutionSpec) -> str:
 def _write_draft(draft: Path, spec: StudySpec, experiment: ComponentAblation) -> None:
     plan, passes = _measured(spec, experiment)
     _, schedule, examples = parts_of(spec, experiment)
+    require_few_items(len(examples), schedule.most, plan.block_examples, plan.item_rounds)
     runner = experiment.prepare(passes.device, passes.batch_size, passes.record()["precision"])
     found = runner(np.ones((1, len(experiment.components)), dtype=bool))
     untouched = {name: found[name][0] for name in spec.outputs}

@@ -7,7 +7,7 @@ from pathlib import Path
 from coar.creation import FORMAT
 from coar.errors import SettingError, StoreError
 from coar.files import read_json, require_format, require_keys, write_json_once
-from coar.gradients.layout import Layout, Step
+from coar.gradients.layout import Layout, Step, require_few_items
 from coar.gradients.weights import chosen_examples
 
 
@@ -31,6 +31,8 @@ def read_layout(directory: Path, first: Step, sizes: tuple[int, int], count: int
 
 def write_step(directory: Path, layout: Layout, step: Step) -> None:
     """Ask for one step more than a layout has; who asks for the same at the same time is right, too."""
+    sizes = layout.block_examples, layout.item_rounds
+    require_few_items(len(layout.examples) + len(step.new), step.rounds, *sizes)
     value = {"format": FORMAT, "rounds": step.rounds, "examples": list(step.new)}
     write_json_once(_path(directory, layout), value)
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coar.errors import SettingError
+
 REPLICATES = 4
+MOST_ITEMS = 1_000_000  # far beyond what a folder of files serves well
 
 
 @dataclass(frozen=True)
@@ -136,3 +139,16 @@ class Layout:
         while split := [item.start for item in items if item.start < rounds < item.stop]:
             rounds = min(split)
         return rounds
+
+
+def require_few_items(examples: int, rounds: int, block_examples: int, item_rounds: int) -> None:
+    """Raise `SettingError` if so much would make more files than a folder can serve."""
+    cuts = -(-rounds // item_rounds) + rounds.bit_length()
+    items = REPLICATES * cuts * -(-examples // block_examples)
+    if items > MOST_ITEMS:
+        raise SettingError(
+            "so many passes make too many files",
+            expected=f"at most {MOST_ITEMS:,} files",
+            got=f"about {items:,}: {rounds:,} rounds of {REPLICATES} replicates, {examples:,} examples",
+            todo="ask for fewer passes, or for fewer examples",
+        )
