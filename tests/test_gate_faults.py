@@ -62,7 +62,7 @@ def copied(tmp_path, finished):
 class TestFaults:
     @pytest.mark.slow
     def test_sigkill_at_any_moment_loses_nothing(self, tmp_path, experiment):
-        options = {"passes": 320, "outputs": ["value"], "batch_size": 1}  # 12 blocks x 4 x 5 files
+        options = {"passes": 160, "outputs": ["value"], "batch_size": 1}  # 12 blocks x 4 x 4 files
         study = GateGradientStudy.create(tmp_path / "s", experiment, FRACTION, **options)
         moments, kills = random.Random(0), 0
         for _ in range(3):
