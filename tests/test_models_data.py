@@ -50,6 +50,9 @@ class TestFiles:
         assert listed == {"file": listed["file"], "sha256": sha256(content), "bytes": len(content)}
         assert len(content) <= 5_000_000
 
+    def test_every_network_that_the_script_trains_is_here(self):
+        assert MODELS.keys() == train_models.SETTINGS.keys()
+
     def test_every_file_is_listed(self):
         listed = {MODELS[name]["files"][part]["file"] for name, part in FILES}
         assert {path.name for path in (DATA / "models").iterdir()} == listed | {"models.json"}
