@@ -85,20 +85,17 @@ def curve(
     """Correlation against cost, gate gradients (with and without pooling) and ridge; one output."""
     cost = bench.seconds["pass"] / bench.seconds["row"]
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    last = {}
     for seed in SEEDS:
-        for pool in (False, True):
-            name = "gate gradients, pooled" if pool else "gate gradients"
-            for passes, attributions in bench.gates(output, seed, cuts, pool):
-                found.setdefault((name, passes), []).append(bench.score(attributions))
-                last[pool] = attributions
+        for passes, last, pooled in bench.gates(output, seed, cuts):
+            found.setdefault(("gate gradients", passes), []).append(bench.score(last))
+            found.setdefault(("gate gradients, pooled", passes), []).append(bench.score(pooled))
     fits = []
     for seed in bench.network.seeds:
         for size in sizes:
             attributions, seconds = bench.ridge(seed, output, size)
             found.setdefault(("ridge", size), []).append(bench.score(attributions))
             fits.append(seconds)
-    ceiling = bench.ceiling(last[False])
+    ceiling = bench.ceiling(last)
     rows = []
     for (name, count), scores in found.items():
         forwards = count if name == "ridge" else count * cost
@@ -110,7 +107,7 @@ def curve(
         f"{ceiling:.3f}, a pass costs {cost:.2f} forwards",
         rows,
     )
-    scaling += reach(bench.network.name, p, rows, noise_figure(last[False]), max(fits))
+    scaling += reach(bench.network.name, p, rows, noise_figure(last), max(fits))
     return rows
 
 

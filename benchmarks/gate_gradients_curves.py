@@ -94,9 +94,9 @@ class Bench:
             return hybrid(coar.Study.open(part, self.experiment), prior, partial=True)
 
     def gates(
-        self, output: str, seed: int, cuts: Sequence[int], pool: bool = False
-    ) -> Iterator[tuple[int, Attributions]]:
-        """Gate gradients of so many passes, each going on from the last."""
+        self, output: str, seed: int, cuts: Sequence[int]
+    ) -> Iterator[tuple[int, Attributions, Attributions]]:
+        """Gate gradients of so many passes, each going on from the last; without and with pooling."""
         with tempfile.TemporaryDirectory() as scratch:
             study = coar.GateGradientStudy.create(
                 Path(scratch) / "study",
@@ -110,8 +110,8 @@ class Bench:
                 if cut > cuts[0]:
                     study.extend(cut)
                 study.run()
-                found = study.attributions(pool=pool)
-                yield int(found.provenance["passes"]), found
+                found = study.attributions()
+                yield int(found.provenance["passes"]), found, study.attributions(pool=True)
 
     def ceiling(self, found: Attributions) -> float:
         """Correlation that the best linear model could reach, from replicates and held-out rows."""

@@ -258,8 +258,16 @@ def rank_components(
         score: "welch", or "difference" of means, which needs no spread.
 
     Raises:
-        EditError: overlapping or empty sets, or Welch's t with one target and one reference.
+        EditError: overlapping or empty sets, or Welch's t with one target and one reference; or weights
+            that were pooled over examples, which shrinks what tells targets from references.
     """
+    if attributions.provenance.get("pooled"):
+        raise EditError(
+            "pooled attributions are not for edits: examples were drawn towards each other",
+            expected="attributions of each example by itself",
+            got="pool=True",
+            todo="make them again without pooling",
+        )
     if direction not in ("raise", "lower") or score not in ("welch", "difference"):
         raise EditError(
             "unknown ranking", expected="raise or lower, welch or difference", got=f"{direction}, {score}"

@@ -88,6 +88,7 @@ class Study(StudyFolder):
         cls, directory: str | Path, spec: StudySpec, allow_import: Sequence[str] | None = None
     ) -> Study:
         """Create a study from a spec, or open the equal one that is there; imports what the spec names."""
+        cls._require_kind(spec, "the spec is for another kind of study", "create it with {}.from_spec")
         if (Path(directory) / "spec.json").exists():
             study = cls.open(directory, allow_import=allow_import)
             study._require_spec(spec)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class GateDraws:
     """
 
     def __init__(self, ablation_fraction: float, seed: int, num_components: int) -> None:
-        number = isinstance(ablation_fraction, float | int) and not isinstance(ablation_fraction, bool)
+        number = isinstance(ablation_fraction, Real) and not isinstance(ablation_fraction, bool)
         if not number or not 0 < ablation_fraction < 1:
             raise SettingError(
                 "ablation_fraction out of range",

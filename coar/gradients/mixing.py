@@ -1,8 +1,8 @@
 """From noisy means of derivatives to weights: two estimates of each weight, mixed by how noisy they are.
 
 For every column and component there are two means of the derivative by its gate: over passes in which
-it was a probe (P: right on average, noisy, one pass in ten or so) and over passes in which it was
-kept (K: much less noisy, but the derivative at the end of the path instead of along it). With the
+it was a probe (P: right on average, noisy, one pass in ten or so) and over all others (K: less noisy, but
+the derivative at the ends of the path, nearly always the kept one, instead of along it). With the
 noise s2 of P known from replicates, and b the slope of P on K,
 
     w = b K + t / (t + s2) (P - b K),    t = max(0, mean (P - b K)^2 - s2)
@@ -16,7 +16,8 @@ All that is needed of the columns are sums over them, so that columns may come i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,8 @@ class Mixed:
         errors: standard errors from replicates, [columns, components].
         signal: sum of squared exact weights, estimated without bias from pairs of replicates, [columns];
             it may be negative.
-        agreement: sum of products of these weights and exact ones, likewise.
+        agreement: sum of products of weights and exact ones, likewise: each replicate's P against weights
+            that know nothing of it, from the other replicates and figures that they alone gave.
     """
 
     weights: np.ndarray
@@ -130,30 +132,60 @@ class Mixing:
         share: t / (t + s2), the part of P - b K that is believed, [components].
         noise: s2, variance of P, [components].
         pooled: what P - b K is drawn to, [classes, components]; None does not pool.
+        without: the same from all replicates but one, for each of them: to tell how good weights are,
+            which figures found from the same noise would overstate.
     """
 
     slope: np.ndarray
     share: np.ndarray
     noise: np.ndarray
     pooled: np.ndarray | None = None
+    without: tuple[Mixing, ...] = ()
 
     def mix(self, probe: np.ndarray, kept: np.ndarray, classes: np.ndarray | None = None) -> Mixed:
         """Weights of some columns; arguments as of `MixStatistics.add`."""
-        p, k = probe.mean(axis=0, dtype=np.float64), kept.mean(axis=0, dtype=np.float64)
-        pooled = 0.0 if self.pooled is None else (1 - self.share) * self.pooled[classes]
-        weights = self.share * p + (1 - self.share) * self.slope * k + pooled
-        # Each replicate's own weights, with the same slope and share.
-        own = (probe * self.share + kept * (self.slope * (1 - self.share)) + pooled).astype(np.float32)
+        weights = self.weights(probe, kept, classes)
+        own = probe * self.share + kept * (self.slope * (1 - self.share))  # of each replicate
         errors = own.std(axis=0, ddof=1, dtype=np.float64) / np.sqrt(len(probe))
-        return Mixed(weights, errors, _products(probe, probe), _products(own, probe))
+        agreement = np.zeros(len(weights))
+        for left_out, mixing in enumerate(self.without):
+            others = np.arange(len(probe)) != left_out
+            found = mixing.weights(probe[others], kept[others], classes)
+            agreement += np.einsum("cp,cp->c", found, probe[left_out]) / len(probe)
+        return Mixed(weights, errors, _products(probe), agreement)
+
+    def weights(self, probe: np.ndarray, kept: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
+        """b K + pooled + share (P - b K - pooled), [columns, components]."""
+        p, k = probe.mean(axis=0, dtype=np.float64), kept.mean(axis=0, dtype=np.float64)
+        base = self.slope * k + (0.0 if self.pooled is None else self.pooled[classes])
+        return np.asarray(base + self.share * (p - base))
 
 
-def _products(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def mixing_of(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+    groups: Sequence[slice],
+    num_components: int,
+    num_classes: int = 0,
+) -> Mixing:
+    """How to mix, from (probe, kept, classes) of all columns, block by block; see `MixStatistics`."""
+    together = MixStatistics(num_components, num_classes)
+    without: list[MixStatistics] = []
+    for probe, kept, classes in blocks:
+        together.add(probe, kept, classes)
+        without = without or [MixStatistics(num_components, num_classes) for _ in probe]
+        for left_out, statistics in enumerate(without):
+            others = np.arange(len(probe)) != left_out
+            statistics.add(probe[others], kept[others], classes)
+    parts = tuple(statistics.mixing(groups) for statistics in without)
+    return dataclasses.replace(together.mixing(groups), without=parts)
+
+
+def _products(probe: np.ndarray) -> np.ndarray:
     """Sum over components of products of two different replicates, mean over pairs, [columns]."""
-    count = len(ours)
-    together = np.einsum("cp,cp->c", ours.sum(axis=0, dtype=np.float64), theirs.sum(axis=0, dtype=np.float64))
-    same = np.einsum("rcp,rcp->c", ours, theirs, dtype=np.float64)
-    return np.asarray((together - same) / (count * (count - 1)))
+    count = len(probe)
+    total = probe.sum(axis=0, dtype=np.float64)
+    same = np.einsum("rcp,rcp->c", probe, probe, dtype=np.float64)
+    return np.asarray((np.einsum("cp,cp->c", total, total) - same) / (count * (count - 1)))
 
 
 def mix(
@@ -175,9 +207,9 @@ def mix(
     >>> bool(((mixed.weights - truth) ** 2).mean() < 0.1 * ((probe.mean(axis=0) - truth) ** 2).mean())
     True
     """
-    statistics = MixStatistics(probe.shape[2], 0 if classes is None else int(classes.max()) + 1)
-    statistics.add(probe, kept, classes)
-    return statistics.mixing(groups).mix(probe, kept, classes)
+    num_classes = 0 if classes is None else int(classes.max()) + 1
+    mixing = mixing_of([(probe, kept, classes)], groups, probe.shape[2], num_classes)
+    return mixing.mix(probe, kept, classes)
 
 
 def _towards_group(values: np.ndarray, groups: Sequence[slice], columns: int) -> np.ndarray:

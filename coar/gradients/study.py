@@ -9,6 +9,7 @@ attributions/NAME/                         as of every study
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -215,6 +216,7 @@ class GateGradientStudy(StudyFolder):
         *,
         device: str | torch.device | None = None,
         batch_size: int | None = None,
+        pool: bool = False,
         progress: bool = True,
     ) -> GateStatus:
         """Do what is missing, and go on to more passes until the target is met.
@@ -223,6 +225,7 @@ class GateGradientStudy(StudyFolder):
             executor: where; default `Serial()`.
             device: instead of the spec's.
             batch_size: instead of the spec's; recorded in the files.
+            pool: judge targets by weights that are pooled, see `coar.gate_gradients`.
             progress: show a bar.
 
         Raises:
@@ -235,10 +238,10 @@ class GateGradientStudy(StudyFolder):
             self.extend(schedule.passes(schedule.most))
         while True:
             layout = self.layout
-            self._run_missing(executor or Serial(), layout, device, batch_size, progress)
+            self._run_missing(executor or Serial(), layout, (device, batch_size), pool, progress)
             if not schedule.adaptive:
                 break
-            found = self.progress()
+            found = self.progress(pool=pool)
             more = schedule.next(layout.rounds, found)
             if more is None:
                 schedule.warn_missed(layout.rounds, found)
@@ -247,7 +250,7 @@ class GateGradientStudy(StudyFolder):
         return self.status()
 
     def _run_missing(
-        self, executor: Executor, layout: Layout, device: Any, batch_size: int | None, progress: bool
+        self, executor: Executor, layout: Layout, where: tuple[Any, int | None], pool: bool, progress: bool
     ) -> None:
         items, done = layout.items(), self.sums.present()
         missing = [item for item in items if item.index not in done]
@@ -258,18 +261,17 @@ class GateGradientStudy(StudyFolder):
         with bar:
             if not missing:
                 return
-            rounds = layout.complete_rounds(done)
-            for item, _ in executor.run(self.session(device, batch_size), missing):
-                done.add(item.index)
+            left = Counter(item.stop for item in missing)  # to look where a cut is complete
+            for item, _ in executor.run(self.session(*where), missing):
+                left[item.stop] -= 1
                 bar.update(len(item))
-                if not bar.disable and layout.complete_rounds(done) > rounds:
-                    rounds = layout.complete_rounds(done)
-                    bar.set_postfix_str(str(self.progress()))
+                if not bar.disable and not left[item.stop] and layout.complete_rounds(self.sums.present()):
+                    bar.set_postfix_str(str(self.progress(pool=pool)))
 
-    def progress(self, output: str | None = None) -> Progress:
+    def progress(self, output: str | None = None, *, pool: bool = False) -> Progress:
         """How good weights are from the rounds that are complete; with several outputs, the worst."""
         names = [output] if output else list(self.spec.outputs)
-        found = [self._means(name, self._complete(), pool=False).progress() for name in names]
+        found = [self._means(name, self._complete(), pool).progress() for name in names]
         return Progress(min(one.correlation for one in found), max(one.error for one in found))
 
     def status(self) -> GateStatus:

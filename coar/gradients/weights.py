@@ -12,7 +12,7 @@ import numpy as np
 from coar.attribution_blocks import Block
 from coar.axes import Axis
 from coar.errors import SettingError
-from coar.gradients.mixing import Mixed, Mixing, MixStatistics
+from coar.gradients.mixing import Mixed, Mixing, mixing_of
 from coar.gradients.sums import BlockMeans
 
 
@@ -38,11 +38,14 @@ class PassMeans:
 
     def mixing(self) -> Mixing:
         """How probe and kept means are mixed, from the sums over all columns."""
-        statistics = MixStatistics(self.num_components, 0 if self.classes is None else self.classes.max() + 1)
-        for block in range(len(self.columns)):
-            means = self.means(block)
-            statistics.add(means.probe, means.kept, self._classes(block))
-        return statistics.mixing(self.groups)
+        blocks = (self._block(block) for block in range(len(self.columns)))
+        return mixing_of(
+            blocks, self.groups, self.num_components, 0 if self.classes is None else self.classes.max() + 1
+        )
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        means = self.means(block)
+        return means.probe, means.kept, self._classes(block)
 
     def mixed(self, mixing: Mixing) -> Iterator[tuple[np.ndarray, Mixed, BlockMeans]]:
         """Per block: columns, weights, and the means that they are from."""
@@ -85,8 +88,8 @@ class Progress:
 
     Attributes:
         correlation: of predictions by these weights with those by exact ones, over columns: cosine of v
-            and w, with v.w and |w|^2 from products of different replicates, and so without bias, each in
-            units of |v|^2 and averaged over columns.
+            and w, with v.w and |w|^2 from products of different replicates, each in units of |v|^2 and
+            averaged over columns. With few columns slightly too small: v.w is that of three replicates.
         error: standard error in output units, median over columns of medians over components.
     """
 
