@@ -6,13 +6,15 @@ Two interchangeable ways, for one definition (`coar.gates.convention`):
   vector for all examples, no gradients. What studies run on.
 - `GatedActivations`: on what layers read and emit. Differentiable, a gate vector per example if
   asked; what gate gradients run on. `PlacedActivations` puts the gates after a unit's own
-  nonlinearity wherever it can, `verify_ends` holds that to the ablation.
+  nonlinearity wherever it can, `verify_ends` holds that to the ablation, `require_derivatives` finds
+  graphs that are cut.
 
 `fold_batch_norm` makes both faster without changing what a gate means.
 """
 
 from coar.gates.activations import GatedActivations
 from coar.gates.convention import Bias, Means, Value, check_convention
+from coar.gates.derivatives import require_derivatives
 from coar.gates.ends import verify_ends
 from coar.gates.folding import fold_batch_norm
 from coar.gates.means import measure_means, pick_means
@@ -36,6 +38,7 @@ __all__ = [
     "measure_means",
     "pick_means",
     "require_agreement",
+    "require_derivatives",
     "require_reached",
     "verify_ends",
 ]

@@ -19,7 +19,7 @@ from coar.errors import ComponentError
 from coar.gates.convention import Bias, Means, Value
 from coar.gates.gate_function import gate, gate_over_bias
 from coar.gates.interception import Interception
-from coar.gates.layers import NO_BIAS_ALONE, Layer, broadcastable, by_example, call
+from coar.gates.layers import NO_BIAS_ALONE, Layer, broadcastable, by_example, by_row, call
 from coar.gates.sites import Gate, Site, make_sites
 from coar.task import require_not_compiled
 
@@ -123,7 +123,7 @@ class Gating(Interception):
         arguments[layer.input] = self.on_input(site, arguments[layer.input], channels)
         z = call(func, arguments | {layer.bias: None})
         gates = self._broadcastable(site.outputs[0], z, channels, site)
-        return gate_over_bias(by_example(z, gates), gates, _like(bias, gates, channels)).reshape(z.shape)
+        return by_row(gate_over_bias(by_example(z, gates), gates, _like(bias, gates, channels)), z)
 
     def on_parameter(self, site: Site, parameter: Tensor) -> Tensor:
         """The parameter under one gate vector for all examples, where no layer reads it."""
@@ -157,12 +157,13 @@ class Gating(Interception):
 
     def _all_gated(self, y: Tensor, entry: Gate, channels: int, site: Site, rest: Tensor) -> Tensor:
         gates = self._broadcastable(entry, y, channels, site)
-        return gate(by_example(y, gates), gates, _like(rest, gates, channels)).reshape(y.shape)
+        return by_row(gate(by_example(y, gates), gates, _like(rest, gates, channels)), y)
 
     def _broadcastable(self, entry: Gate, y: Tensor, channels: int, site: Site) -> Tensor:
         if self._with_gradients and not torch.is_grad_enabled():
             expected = "gradients on where the gates are"
-            raise _not_reached("gradients", site, f"{expected}: no reentrant checkpoint, no custom Function")
+            what = f"{expected}: no torch.no_grad(), no reentrant checkpoint, no custom Function"
+            raise _not_reached("gradients", site, what, "exclude this layer, or fit a regression on rows")
         own = self._own[entry.flat.start]
         own = own if entry.group.width == 1 else own.repeat_interleave(entry.group.width, dim=-1)
         if own.ndim == 2 and len(y) % len(own):
@@ -176,13 +177,18 @@ class Gating(Interception):
         return broadcastable(own, y, channels)
 
 
-def _not_reached(what: str, site: Site, expected: str) -> ComponentError:
+def _not_reached(
+    what: str,
+    site: Site,
+    expected: str,
+    todo: str = "use one gate vector [components] for the batch, or masks",
+) -> ComponentError:
     group = site.gates[0].group
     return ComponentError(
         f"{what} do not reach {group.module}.{group.parameter}",
         expected=expected,
         got=f"{type(site.module).__name__}, which reads it in another way",
-        todo="use one gate vector [components] for the batch, or masks",
+        todo=todo,
     )
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from coar.components import ComponentSet
 from coar.errors import ComponentError
 from coar.gates.activations import GatedActivations
+from coar.gates.derivatives import require_derivatives
 from coar.gates.placement import PlacedActivations
-from coar.gates.reach import allowed_difference, require_agreement, scaled_outputs
+from coar.gates.reach import allowed_difference, require_agreement
+from coar.gates.scaled_weights import scaled_outputs
 from coar.gates.sites import Site
 from coar.randomness import uniform
 
@@ -21,7 +23,11 @@ ALL_AT_ONCE = (0.5, 0.9)  # shares of components kept in the rows for all groups
 
 
 def verify_ends(
-    gated: PlacedActivations, components: ComponentSet, outputs: Callable[[], Tensor], examples: int
+    gated: PlacedActivations,
+    components: ComponentSet,
+    outputs: Callable[[], Tensor],
+    examples: int,
+    derivatives: bool = False,
 ) -> dict[str, str]:
     """Place gates, and compare gates of 0 and 1 with scaled weights, group by group.
 
@@ -32,13 +38,15 @@ def verify_ends(
         outputs: runs `gated.model` on a batch: [examples]. A few examples do; each group that is placed
             after a nonlinearity costs two passes.
         examples: how many there are, at least 2.
+        derivatives: also look whether there are any, see `coar.gates.derivatives`; gates that have none
+            where they were placed fall back, too.
 
     Returns:
         Reasons by the names of groups whose gates stay at their layer because the ends disagree; empty
         where all is well. `gated.placements()` names them, too.
 
     Raises:
-        ComponentError: gates at the layers do not do what ablation does, either.
+        ComponentError: gates at the layers do not do what ablation does, either; or have no derivatives.
 
     Warns of groups that fall back.
     """
@@ -50,12 +58,27 @@ def verify_ends(
         reason = _disagreement(gated, components, outputs, examples, _rows_of(site, len(components)))
         if reason is not None:
             fallen |= _fall_back(gated, [site], reason)
+    fallen |= _all_together(gated, components, outputs, examples)
+    if not derivatives:
+        return fallen
+    try:
+        require_derivatives(gated, components, outputs, examples)
+    except ComponentError as error:
+        require_derivatives(plain, components, outputs, examples)
+        fallen |= _fall_back(gated, gated.deferred_sites(), error.what)
+    return fallen
+
+
+def _all_together(
+    gated: PlacedActivations, components: ComponentSet, outputs: Callable[[], Tensor], examples: int
+) -> dict[str, str]:
+    """Whether gates that agree one group at a time agree together; else all fall back."""
     rows = uniform(0, "verify ends", 0, len(ALL_AT_ONCE) * len(components)).reshape(len(ALL_AT_ONCE), -1)
     for share, row in zip(ALL_AT_ONCE, rows, strict=True):
         reason = _disagreement(gated, components, outputs, examples, row < share)
         if reason is not None:
-            return fallen | _fall_back(gated, gated.deferred_sites(), f"{reason} (all groups together)")
-    return fallen
+            return _fall_back(gated, gated.deferred_sites(), f"{reason} (all groups together)")
+    return {}
 
 
 def _rows_of(site: Site, size: int) -> np.ndarray:
@@ -78,7 +101,8 @@ def _disagreement(
     """Why outputs with some components ablated in every second example are not what they should be."""
     ones = np.ones(len(components))
     with torch.no_grad():
-        expected, untouched = scaled_outputs(gated, components, outputs, np.stack([keep.astype(float), ones]))
+        rows = np.stack([keep.astype(float), ones])
+        expected, untouched = scaled_outputs(gated.model, gated.sites, components, outputs, rows)
         turn = torch.arange(examples, device=expected.device) % 2 == 1
         expected = torch.where(turn, untouched, expected)
         dtype = torch.promote_types(gated.sites[0].weight_now().dtype, torch.float32)

@@ -40,7 +40,7 @@ class _GateOverBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, gates: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(z, gates)
-        if z.is_contiguous(memory_format=torch.channels_last) and z.shape[1] < NARROW and z.ndim == 4:
+        if _is_narrow(z, gates):
             return _over_bias_by_lines(z, gates.to(z.dtype), bias)
         return torch.addcmul(bias, z, gates.to(z.dtype))
 
@@ -56,6 +56,17 @@ class _GateOverBias(torch.autograd.Function):
 NARROW = 32  # channels that fill no vector register in half precision
 
 
+def _is_narrow(z: Tensor, gates: Tensor) -> bool:
+    """Images with few channels, which lie innermost.
+
+    The shape of the gates says which dimension is that of the units: what a linear layer emits for a
+    single pixel, [batch, 1, 1, units], has channels last as well as first.
+    """
+    if z.ndim != 4 or z.shape[1] >= NARROW or gates.shape[1:] != (z.shape[1], 1, 1):
+        return False
+    return z.is_contiguous(memory_format=torch.channels_last)
+
+
 def _over_bias_by_lines(z: Tensor, gates: Tensor, bias: Tensor) -> Tensor:
     """The same, with gates and bias repeated along a line of pixels.
 
@@ -63,9 +74,18 @@ def _over_bias_by_lines(z: Tensor, gates: Tensor, bias: Tensor) -> Tensor:
     precision, and ten times slower.
     """
     width = z.shape[3]
-    lines = z.permute(0, 2, 3, 1).flatten(2)
     gates, bias = (value.flatten(1).repeat(1, width).unsqueeze(1) for value in (gates, bias))
-    return torch.addcmul(bias, lines, gates).unflatten(2, (width, -1)).permute(0, 3, 1, 2)
+    # Written into a tensor of its own: a view that a Function makes must not be changed in place, which
+    # is what an activation with inplace=True does next.
+    result = torch.empty_like(z, memory_format=torch.channels_last)
+    torch.addcmul(bias, _lines(z), gates, out=_lines(result))
+    return result
+
+
+def _lines(images: Tensor) -> Tensor:
+    """[batch, channels, height, width] -> [batch, height, width * channels], a view."""
+    batch, channels, height, width = images.shape
+    return images.permute(0, 2, 3, 1).view(batch, height, width * channels)
 
 
 def gate(y: Tensor, gates: Tensor, rest: Tensor) -> Tensor:

@@ -120,3 +120,12 @@ def broadcastable(values: Tensor, y: Tensor, channels: int) -> Tensor:
 def by_example(y: Tensor, gates: Tensor) -> Tensor:
     """y with the rows of each example in a dimension of their own, if the gates ask for it."""
     return y if gates.ndim == y.ndim else y.unflatten(0, (len(gates), -1))
+
+
+def by_row(gated: Tensor, y: Tensor) -> Tensor:
+    """What `by_example` made of y, with the rows of all examples in one dimension again.
+
+    The same tensor where nothing was parted: a view would make every function that then works in place
+    (ReLU, `+=`) copy its gradient.
+    """
+    return gated if gated.ndim == y.ndim else gated.flatten(0, 1)

@@ -18,9 +18,10 @@ from coar.components import ComponentSet
 from coar.errors import ComponentError, TaskError
 from coar.gates.activations import GatedActivations
 from coar.gates.convention import Bias, Value
+from coar.gates.derivatives import require_derivatives
 from coar.gates.interception import Interception
 from coar.gates.layers import Layer, tensors_in
-from coar.gates.scaled_weights import ScaledWeights
+from coar.gates.scaled_weights import scaled_outputs
 from coar.gates.sites import Site
 from coar.randomness import uniform
 
@@ -105,7 +106,11 @@ class _Reach(Interception):
 
 
 def require_agreement(
-    gated: GatedActivations, components: ComponentSet, outputs: Callable[[], Tensor], examples: int
+    gated: GatedActivations,
+    components: ComponentSet,
+    outputs: Callable[[], Tensor],
+    examples: int,
+    derivatives: bool = False,
 ) -> None:
     """Compare gated activations with scaled weights on one batch, for all examples and one by one.
 
@@ -114,37 +119,26 @@ def require_agreement(
         components: the same.
         outputs: runs `gated.model` on the batch: [examples].
         examples: how many there are.
+        derivatives: also look whether there are any, see `coar.gates.derivatives`.
 
     Raises:
-        ComponentError: the two differ: gates on activations do not do what ablation does here.
+        ComponentError: the two differ: gates on activations do not do what ablation does here; or there
+            are no derivatives.
     """
     size = len(components)
     rows = uniform(0, "require agreement", 0, 2 * size).reshape(2, size)
     turn = np.arange(examples) % 2
     dtype = next(gated.model.parameters()).dtype
     with torch.no_grad():
-        expected = scaled_outputs(gated, components, outputs, rows)
+        expected = scaled_outputs(gated.model, gated.sites, components, outputs, rows)
         for what, gates in (("one gate vector", rows[0]), ("a gate vector for each example", rows[turn])):
             exact = torch.promote_types(dtype, torch.float32)
             with gated.at(torch.tensor(gates, dtype=exact, device=expected.device)):
                 found = outputs()
             literal = expected[0] if gates.ndim == 1 else expected[torch.from_numpy(turn), range(examples)]
             _require_close(found, literal, what, dtype)
-
-
-def scaled_outputs(
-    gated: GatedActivations, components: ComponentSet, outputs: Callable[[], Tensor], rows: np.ndarray
-) -> Tensor:
-    """Outputs [rows, examples] of `gated.model` with its weights scaled by rows of gates, then restored."""
-    scaled = ScaledWeights(gated.model, components, sites=gated.sites)
-    try:
-        found = []
-        for row in rows:
-            scaled.set(row)
-            found.append(outputs())
-        return torch.stack(found)
-    finally:
-        scaled.set(np.ones(len(components)))
+    if derivatives:
+        require_derivatives(gated, components, outputs, examples)
 
 
 def allowed_difference(expected: Tensor, dtype: torch.dtype) -> float:

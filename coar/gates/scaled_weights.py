@@ -6,7 +6,7 @@ No hooks, nothing in the forward pass: a mask costs one small product per parame
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -77,6 +77,36 @@ class _ScaledSite:
             self._site.write_weight(self._weight_kept, gates, self._weight)
             if self._bias is not None and self._bias_kept is not None:
                 self._bias.copy_(self._site.bias_at(self._weight_kept, self._bias_kept, gates))
+
+
+def scaled_outputs(
+    model: nn.Module,
+    sites: Sequence[Site],
+    components: ComponentSet,
+    outputs: Callable[[], Tensor],
+    rows: np.ndarray,
+) -> Tensor:
+    """Outputs of a private copy with its weights scaled, then restored.
+
+    Args:
+        model: the copy.
+        sites: of the copy.
+        components: what `rows` indexes.
+        outputs: runs the copy on a batch: [examples].
+        rows: gates [rows, components].
+
+    Returns:
+        [rows, examples].
+    """
+    scaled = ScaledWeights(model, components, sites=sites)
+    try:
+        found = []
+        for row in rows:
+            scaled.set(row)
+            found.append(outputs())
+        return torch.stack(found)
+    finally:
+        scaled.set(np.ones(len(components)))
 
 
 def ablated_copy(
