@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import coar
+from coar.components import ComponentGroup, ComponentSet
 from coar.discovery import find_components
 from coar.errors import ComponentError
 from coar.experiments.examples import move
@@ -505,9 +506,65 @@ def test_what_cannot_be_differentiated_under_plain_gates_can_be_right_where_they
         look()
 
 
+def test_autocast_inside_of_a_model_is_refused():
+    """A gate on activations rounds at other places than one on weights, by more than float32 allows."""
+
+    def middle(x, two):
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.tanh(two(x)).to(x.dtype)
+
+    model, x = double(Ways(middle)).float(), random_numbers(16, 4)
+    components = find_components(model, kinds=["neuron"], include=["one", "two"])
+    gated = GatedActivations(model, components, sites=make_sites(model, components))
+    with refused(ComponentError, "differ from scaled weights", "autocast"):
+        require_agreement(gated, components, lambda: model(x)[:, 0], len(x))
+
+
 def test_components_that_nothing_reads_are_no_cut_graph():
     model, x = double(Ways(RIGHT["as it is"])), random_numbers(16, 4).double()
     model.spare = copy.deepcopy(model.two)
     components = find_components(model, kinds=["neuron"], include=["one", "two", "spare"])
     gated = GatedActivations(model, components, sites=make_sites(model, components))
     require_derivatives(gated, components, lambda: model(x)[:, 0], len(x))
+
+
+class Branch(nn.Module):
+    """A residual branch that ends in a norm, or does not."""
+
+    def __init__(self, normed):
+        super().__init__()
+        self.normed, self.one, self.two, self.out = normed, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        for layer in (self.one, self.two):
+            y = layer(torch.tanh(x))
+            x = x + (functional.rms_norm(y, (4,), eps=1e-6) if self.normed else y)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("placed", [False, True], ids=["plain", "placed"])
+def test_branches_that_undo_their_gates_are_refused(placed):
+    """Between 1 and a thousandth the gate changes nothing: derivatives miss the whole ablation."""
+    for normed in (False, True):
+        model, x = double(Branch(normed)), random_numbers(16, 4).double()
+        fields = {
+            "kind": "block",
+            "parameter": "weight",
+            "dimension": 0,
+            "count": 1,
+            "width": 4,
+            "whole": True,
+        }
+        components = ComponentSet(
+            [ComponentGroup(name, module=name, bias="bias", **fields) for name in ("one", "two")]
+        )
+        of = PlacedActivations if placed else GatedActivations
+        gated = of(model, components, sites=make_sites(model, components))
+        if placed:
+            gated.settle(lambda model=model, x=x: model(x))
+        check = gated, components, lambda model=model, x=x: model(x)[:, 0], len(x)
+        if normed:
+            with refused(ComponentError, "undone by a norm", "one", "block", "coar.Study"):
+                require_derivatives(*check)
+        else:
+            require_derivatives(*check)

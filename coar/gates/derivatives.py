@@ -6,6 +6,9 @@ the outputs, gate gradients would call it unimportant, and that is an error. Whe
 another path, derivatives are wrong and not 0. Two more passes, a little along one direction and back, tell
 whether outputs follow the derivatives; where they do not, a warning sends to the audit (`coar.checking`),
 which knows which components are concerned.
+
+A branch that ends in a norm of its own (Gemma 2) undoes its gate: nothing happens along the way but on its
+last thousandth, where no probe ever is. Such branches are refused, too.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ PROBES = 0.2  # share of gates below 1 in every second example; in the others it
 TELLING = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest output: no rounding
 STEPS = {torch.float64: 1e-3, torch.float32: 1e-2}  # length along all gates; none where rounding says more
 MISSED = 0.2  # of what outputs change by: a kink in between does less
+NEAR = 0.02  # gates of whole branches close to their rest ...
+SUDDEN = 0.5  # ... and the part of an ablation that may happen between there and the rest
 STREAM = "require derivatives"
 Silent = list[tuple[ComponentGroup, slice]]
 
@@ -46,8 +51,8 @@ def require_derivatives(
         examples: how many there are.
 
     Raises:
-        ComponentError: the backward pass fails, or derivatives by the gates of a group are 0 although
-            ablating it changes the outputs.
+        ComponentError: the backward pass fails, derivatives by the gates of a group are 0 although ablating
+            it changes the outputs, or whole branches undo their gates.
 
     Warns where outputs do not change as the derivatives say.
     """
@@ -60,6 +65,7 @@ def require_derivatives(
         moves = (slopes != 0).any(dim=0).cpu().numpy()
         silent = [(group, flat) for group, flat in silent if not moves[flat].any()]
         if draw == 0:
+            _require_gradual(gated, components, outputs, examples)
             _warn_if_missed(gated, gates, slopes, outputs)
         if not silent:
             return
@@ -98,6 +104,35 @@ def _slopes(gated: GatedActivations, gates: Tensor, outputs: Callable[[], Tensor
             "tensors made in inference mode; or exclude these layers; or fit a regression on rows "
             "(coar.Study, coar.fit), which needs no gradients",
         ) from error
+
+
+def _require_gradual(
+    gated: GatedActivations, components: ComponentSet, outputs: Callable[[], Tensor], examples: int
+) -> None:
+    whole = [(group, flat) for group, flat in components.slices() if group.whole]
+    if not whole:
+        return
+    # In each example about half of the branches are gated, at least one.
+    gates = torch.ones_like(_gates(gated, 0, examples))
+    for place, (_, flat) in enumerate(whole):
+        chosen = uniform(0, STREAM, 2 * DRAWS + 1 + place, examples) < 0.5
+        chosen[place % len(whole) :: len(whole)] = True
+        gates[torch.from_numpy(chosen).to(gates.device), flat] = 0.0
+    found = []
+    with torch.no_grad():
+        for least in (0.0, NEAR, 1.0):
+            with gated.at(gates.clamp(min=least)):
+                found.append(outputs().double())
+    sudden, all_of_it = ((end - found[0]).norm() for end in found[1:])
+    rounding = 1e-3 * float(found[2].norm())
+    if float(sudden) > SUDDEN * float(all_of_it) + rounding:
+        raise ComponentError(
+            f"gates of whole branches are undone by a norm behind them: {whole[0][0].name}, ...",
+            expected="outputs that change all along the way from a gate of 1 to a gate of 0",
+            got=f"{float(sudden / all_of_it):.0%} of the change between {NEAR} and 0",
+            todo=f"leave components of kind {whole[0][0].kind!r} out, or fit a regression on rows "
+            "(coar.Study, coar.fit), which ablates them at once",
+        )
 
 
 def _warn_if_missed(

@@ -155,6 +155,6 @@ def _require_close(found: Tensor, expected: Tensor, what: str, dtype: torch.dtyp
             f"{what}: gates on activations differ from scaled weights in this model",
             expected=f"outputs within {allowed:.2g}",
             got=f"a difference of {difference:.2g}",
-            todo="exclude layers that are scripted, compiled, checkpointed or run with examples not first; "
-            "or use masks",
+            todo="exclude layers that are scripted, compiled, checkpointed, under autocast or run with "
+            "examples not first; or use masks",
         )
