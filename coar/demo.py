@@ -1,6 +1,6 @@
 """The demo: the whole line on handwritten digits, in a few minutes, resumable.
 
-train -> components -> random ablations -> regression -> held-out ablations -> an edit.
+train -> components -> gate gradients, and random ablations -> regression -> held-out ablations -> an edit.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from pathlib import Path
 
 from coar.attributions import Attributions
 from coar.baselines import gradient_x_parameter, leave_one_out
+from coar.checking import check
 from coar.designs import Bernoulli
 from coar.discovery import find_components
 from coar.evaluation import Evaluation, evaluate
 from coar.executors.processes import Processes
 from coar.experiments.ablation import ComponentAblation
+from coar.gradients import gate_gradients
 from coar.plan import duration
 from coar.progress import progress_bar
 from coar.quick_edit import EditResult, edit_misread
@@ -28,7 +30,15 @@ NUM_ROWS = 4_000
 FRACTION = 0.10
 TEST_FRACTIONS = (0.05, 0.10, 0.20)
 TEST_ROWS = 100
+CHECK_ROWS = 60
 MAX_DROP = 0.01
+GATES = "gate gradients"
+NAMES = {  # in the study
+    GATES: "gate-gradients",
+    "regression": "ridge",
+    "leave-one-out": "leave-one-out",
+    "gradient x parameter": "gradient-x-parameter",
+}
 
 Say = Callable[[str], None]
 
@@ -42,23 +52,33 @@ def run_demo(directory: str | Path, say: Say = print) -> None:
     """
     folder, started = Path(directory), time.perf_counter()
     study = _study(folder, say)
-    study.run(Processes(), description="random ablations")
     experiment = study.experiment
     assert isinstance(experiment, ComponentAblation)
+    seconds = {GATES: _timed(lambda: _gate_gradients(experiment, study, folder))}
+    seconds["regression"] = _timed(lambda: study.run(Processes(), description="random ablations"))
     methods = _attributions(study, experiment, folder)
     evaluation = evaluate(
         experiment, methods, TEST_FRACTIONS, TEST_ROWS, seed=1, directory=folder / "held-out"
     )
     say("\nHow well do attributions predict ablations that they have not seen?\n\n" + evaluation.summary())
     say(_comparison(evaluation))
-    fixed = _fix_errors(study, experiment, methods["regression"], say)
-    paths = [f"study        {study.directory}", f"attributions {study.attributions_path('ridge')}"]
+    say("\n" + check(experiment, methods[GATES], num_rows=CHECK_ROWS).summary())
+    fixed = _fix_errors(study, experiment, methods[GATES], say)
+    names = "gate gradients", "regression"
+    paths = [f"study        {study.directory}"]
+    paths += [f"attributions {study.attributions_path(NAMES[name])}" for name in names]
     if fixed:
         path = folder / "edits" / f"fix-{fixed.edit.provenance['targets'][0]}.json"
         paths.append(f"edit         {fixed.edit.save(path)}")
         paths.append(f"figure       {_figure(experiment, evaluation, fixed, folder / 'figures')}")
     say("\n".join(["", "Written", *("  " + path for path in paths)]))
-    say(_cost(study, evaluation, time.perf_counter() - started))
+    say(_cost(study, methods, evaluation, seconds, time.perf_counter() - started))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _study(folder: Path, say: Say) -> Study:
@@ -77,30 +97,33 @@ def _study(folder: Path, say: Say) -> Study:
     return study
 
 
+def _gate_gradients(experiment: ComponentAblation, study: Study, folder: Path) -> None:
+    path = study.attributions_path(NAMES[GATES])
+    if not (path / "index.json").exists():
+        gate_gradients(experiment, FRACTION, directory=folder / "gate-gradients").save(path)
+
+
 def _attributions(study: Study, experiment: ComponentAblation, folder: Path) -> dict[str, Attributions]:
-    cached = {
-        "regression": (study.attributions_path("ridge"), lambda: fit(study)),
-        "leave-one-out": (
-            study.attributions_path("leave-one-out"),
-            lambda: leave_one_out(experiment, directory=folder / "leave-one-out"),
-        ),
-        "gradient x parameter": (
-            study.attributions_path("gradient-x-parameter"),
-            lambda: gradient_x_parameter(experiment),
-        ),
+    made = {
+        "regression": lambda: fit(study),
+        "leave-one-out": lambda: leave_one_out(experiment, directory=folder / "leave-one-out"),
+        "gradient x parameter": lambda: gradient_x_parameter(experiment),
     }
-    for path, make in cached.values():
+    for name, make in made.items():
+        path = study.attributions_path(NAMES[name])
         if not (path / "index.json").exists():
             make().save(path)
-    return {name: Attributions.load(path) for name, (path, _) in cached.items()}
+    return {name: Attributions.load(study.attributions_path(saved)) for name, saved in NAMES.items()}
 
 
 def _comparison(evaluation: Evaluation) -> str:
-    row = evaluation.compare("regression", "leave-one-out").set_index("ablation_fraction").loc[FRACTION]
-    return (
-        f"At {FRACTION:.0%} ablated, regression minus leave-one-out: {row.difference:+.3f}, "
-        f"95 % interval [{row.low:+.3f}, {row.high:+.3f}] (paired)"
-    )
+    lines = []
+    for ours, other in ((GATES, "regression"), (GATES, "leave-one-out"), ("regression", "leave-one-out")):
+        row = evaluation.compare(ours, other).set_index("ablation_fraction").loc[FRACTION]
+        lines.append(
+            f"  {ours} minus {other}: {row.difference:+.3f}, 95 % interval [{row.low:+.3f}, {row.high:+.3f}]"
+        )
+    return "\n".join([f"At {FRACTION:.0%} ablated, paired:", *lines])
 
 
 def _fix_errors(
@@ -140,17 +163,29 @@ def _figure(experiment: ComponentAblation, evaluation: Evaluation, fixed: EditRe
         axes[0].set_title(f"{name}: {axes[0].get_title()}, misread")
     figures.correlation_by_fraction(evaluation.means(), axes[1])
     truth = evaluation.truth[FRACTION][:, target]
-    predicted = evaluation.predictions["regression"][FRACTION][:, target]
+    predicted = evaluation.predictions[GATES][FRACTION][:, target]
     figures.predictions(truth, predicted, axes[2], title=f"{name}, {FRACTION:.0%} ablated at random")
     figures.edit_curve(fixed.curve, len(fixed.edit.names), axes[3])
     axes[3].set_title("ablating chosen filters")
     return figures.save_figure(figure, folder / "demo.png")
 
 
-def _cost(study: Study, evaluation: Evaluation, seconds: float) -> str:
-    rows = study.status().rows
+def _cost(
+    study: Study,
+    methods: dict[str, Attributions],
+    evaluation: Evaluation,
+    seconds: dict[str, float],
+    total: float,
+) -> str:
+    rows, passes = study.status().rows, methods[GATES].provenance["passes"]
     held_out = sum(len(truth) for truth in evaluation.truth.values())
-    return (
-        f"\nCost: {rows:,} ablated models for the regression, {len(study.components):,} for leave-one-out, "
-        f"{held_out:,} held out; {duration(seconds)} this time"
+    took = {name: f"; {duration(value)} this time" for name, value in seconds.items()}
+    return "\n".join(
+        [
+            "\nCost",
+            f"  gate gradients  {passes:,} forward and backward passes{took[GATES]}",
+            f"  regression      {rows:,} ablated models{took['regression']}",
+            f"  leave-one-out   {len(study.components):,} ablated models",
+            f"  held out        {held_out:,} ablated models; all together {duration(total)} this time",
+        ]
     )

@@ -17,10 +17,12 @@ import torch
 
 from coar.errors import CoarError, StoreError, install_hint
 from coar.files import write_json_once
+from coar.gradients import GateGradientStudy, gate_gradients
 from coar.randomness import words
 from coar.regression import coordinate_descent
 from coar.regression.fast_l1_backend import REPOSITORY
-from coar.testing import check_experiment, linear_experiment
+from coar.studies import open_study
+from coar.testing import check_experiment, linear_experiment, residual_experiment
 
 GOLDEN_WORDS = (0xE35A29832104D74F, 0xB7C1535B13AB2B25)
 EXTRAS = {  # those that something in the package uses
@@ -45,12 +47,14 @@ def examine(directory: str | Path | None = None) -> list[Finding]:
     """Run all checks.
 
     Args:
-        directory: where studies will be kept; its file system is tried. Default: a temporary folder.
+        directory: where studies will be kept; its file system is tried. Default: a temporary folder. Of a
+            study of gate gradients it says where gates act.
     """
     findings = [_versions(), _devices()]
     findings += [_tried("random masks are those of every other machine", _check_randomness)]
     findings += [_tried("files are written whole, the first writer wins", lambda: _check_files(directory))]
     findings += [_tried("ablation of a linear model gives its known attributions", _check_ablation)]
+    findings += [_gates(directory)]
     findings += [_fast_l1()]
     return findings + [_extra(name, modules) for name, modules in EXTRAS.items()]
 
@@ -98,6 +102,31 @@ def _check_ablation() -> None:
     outputs = experiment.prepare(torch.device("cpu"))(np.eye(len(experiment.components), dtype=bool))["score"]
     if not np.allclose(outputs.T, weights, atol=1e-5):
         raise CoarError("single components of a linear model give other outputs than its weights")
+
+
+def _gates(directory: str | Path | None) -> Finding:
+    """Where gates of gradients act: those of a study, if the folder is one; else of a small ResNet block."""
+    if directory is not None and (Path(directory) / "spec.json").exists():
+        try:
+            study = open_study(directory)
+        except CoarError as error:
+            return Finding("problem", f"{directory} is a study that cannot be opened\n{error}")
+        if isinstance(study, GateGradientStudy):
+            return _gates_of(study)
+    try:
+        found = gate_gradients(residual_experiment(), 0.1, passes=1, progress=False)
+    except CoarError as error:
+        return Finding("problem", f"not so: gates have derivatives\n{error}")
+    places = sorted(set(found.provenance["placements"].values()))
+    state: Literal["ok", "problem"] = "ok" if places == ["after relu"] else "problem"
+    return Finding(state, f"gates of convolution + BatchNorm + residual + ReLU act {', '.join(places)}")
+
+
+def _gates_of(study: GateGradientStudy) -> Finding:
+    placed = study.provenance["placed"]
+    lines = [f"{name}: {place}" for name, place in placed["placements"].items()]
+    lines += [f"{name} fell back to its layer: {why}" for name, why in placed["fallen"].items()]
+    return Finding("note" if placed["fallen"] else "ok", "gates of this study act\n  " + "\n  ".join(lines))
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> Finding:

@@ -35,6 +35,7 @@ def runs(tmp_path_factory, digits_task):
         warnings.simplefilter("ignore", CoarWarning)  # few rows: the fit says so
         patch.setattr(demo, "NUM_ROWS", 340)
         patch.setattr(demo, "TEST_ROWS", 6)
+        patch.setattr(demo, "CHECK_ROWS", 30)
         patch.setattr(demo, "MAX_DROP", 0.5)  # so few rows fix nothing for less
         patch.setattr(demo, "digits", SimpleNamespace(make_task=small))
         said, files = [], []
@@ -61,8 +62,12 @@ def test_it_says_what_a_person_wants_to_read(runs):
         "95 % interval",
         "misread images, each by itself",
         "Written",
-        "Cost: 340 ablated models",
-        "18 held out",
+        "gate gradients minus regression",
+        "fresh ablations of 10%",
+        "no problem found",
+        "340 ablated models",
+        "forward and backward passes",
+        "18 ablated models",
     ):
         assert words in text
 

@@ -136,7 +136,9 @@ class _Path:
         design = Bernoulli(ablation_fraction=fraction, seed=seed, stream=AUDIT)
         self._background = design.masks([0], len(experiment.components))[0]
         self._device, self._batch_size = device, batch_size
-        self.engine = GatePasses(experiment, (output,), device, batch_size)
+        self.engine = GatePasses(
+            experiment, (output,), device, batch_size, derivatives=False
+        )  # the audit tells
         self.passes = 0
 
     def differences(self, chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

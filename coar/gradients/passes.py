@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from coar.experiments.private_model import PrivateModel
 from coar.experiments.reading import SharedForward, per_example
 from coar.gates import GatedActivations, PlacedActivations, require_agreement, verify_ends
 from coar.gradients.draws import Gates
+from coar.precision import LOW
 
 CHECKED_EXAMPLES = 16  # on which both ends of every gate are compared with ablation
 
@@ -45,6 +47,7 @@ class GatePasses:
         batch_size: examples at a time; None chooses.
         precision: of the computation.
         placed: gates after each unit's own nonlinearity, wherever possible; or all at their layers.
+        derivatives: look at start-up whether every group has derivatives where ablation has an effect.
 
     Attributes:
         placements: where each group's gates act; empty unless `placed`.
@@ -63,6 +66,7 @@ class GatePasses:
         batch_size: int | None = None,
         precision: str = "float32",
         placed: bool = True,
+        derivatives: bool = True,
     ) -> None:
         experiment.require_unchanged()
         if device.type == "cpu":
@@ -79,22 +83,48 @@ class GatePasses:
         self._examples = Examples(self.task, device, self._private.dtype, self._private.channels_last)
         rule = default_batch_size(self.task, device, self._private.largest)
         self.batch_size = min(batch_size or rule, len(self.task))
-        self.fallen = self._verified()
+        if precision in LOW:  # too coarse to compare ends: a twin in float32 tells
+            twin = GatePasses(experiment, outputs, device, batch_size, "float32", placed, derivatives)
+            self.fallen: dict[str, str] = self._as_in(twin.fallen)
+        else:
+            self.fallen = self._verified(derivatives)
         self.placements = self._gated.placements() if isinstance(self._gated, PlacedActivations) else {}
 
-    def _verified(self) -> dict[str, str]:
-        count = min(CHECKED_EXAMPLES, len(self.task))
+    def _verified(self, derivatives: bool) -> dict[str, str]:
+        outputs, count = self._checked_batch(self.batch_size if derivatives else CHECKED_EXAMPLES)
+        check = self._components, outputs, count
+        if isinstance(self._gated, PlacedActivations):
+            return verify_ends(self._gated, *check, derivatives=derivatives)
+        require_agreement(self._gated, *check, derivatives=derivatives)
+        return {}
+
+    def _as_in(self, fallen: dict[str, str]) -> dict[str, str]:
+        """Place gates where they were found right; what fell back elsewhere stays at its layer."""
+        if isinstance(self._gated, PlacedActivations):
+            self._gated.settle(self._checked_batch(self.batch_size)[0])
+            for site in self._gated.deferred_sites():
+                reasons = [fallen[gate.group.name] for gate in site.outputs if gate.group.name in fallen]
+                if reasons:
+                    self._gated.keep_plain(site, reasons[0])
+        return fallen
+
+    def _checked_batch(self, most: int) -> tuple[Callable[[], Tensor], int]:
+        """A few examples spread over the data: their outputs, and how many they are."""
+        count = min(CHECKED_EXAMPLES, len(self.task), max(2, most))
         spread = sorted({i * len(self.task) // count for i in range(count)})
         batch = self._examples.place(self.task.batch(spread))
-        check = self._components, lambda: self._per_example(batch, len(spread)), len(spread)
-        if isinstance(self._gated, PlacedActivations):
-            return verify_ends(self._gated, *check)
-        require_agreement(self._gated, *check)
-        return {}
+        return lambda: self._per_example(batch, len(spread)), len(spread)
 
     def record(self) -> dict[str, Any]:
         """Execution record: equal records give bit-identical sums."""
         return self._private.record(self.batch_size)
+
+    def placed_summary(self) -> str:
+        """Where gates act, in a line; why where they fell back."""
+        counts = Counter(self.placements.values()) or {"at the layers": 0}
+        text = ", ".join(f"{place} ({n} groups)" for place, n in counts.items())
+        reasons = "; ".join(f"{name}: {why}" for name, why in self.fallen.items())
+        return text + (f"; fell back to the layer: {reasons}" if reasons else "")
 
     def placed_record(self) -> dict[str, dict[str, str]]:
         """Where gates act, and why not later, by group."""

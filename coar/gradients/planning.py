@@ -31,6 +31,7 @@ class GatePlan:
         item_rounds: rounds per work item at most.
         rounds: per replicate.
         at_most: whether passes may stop before.
+        gates: where gates act, in words.
     """
 
     passes: int
@@ -42,6 +43,7 @@ class GatePlan:
     item_rounds: int
     rounds: int
     at_most: bool = False
+    gates: str = ""
 
     @property
     def item_bytes(self) -> float:
@@ -74,6 +76,7 @@ class GatePlan:
                 f"disk    {most}{size(files)} in {items:,} files, if kept in a study",
                 f"memory  {size(REPLICATES * self.pass_bytes)} for sums without a study, "
                 f"{size(2 * REPLICATES * self.item_bytes)} with one, besides model and activations",
+                f"gates   {self.gates}",
             ]
         )
 
@@ -112,6 +115,7 @@ def plan_passes(
         item_rounds=max(1, int(ITEM_SECONDS / (round_seconds * block))),
         rounds=rounds,
         at_most=at_most,
+        gates=passes.placed_summary(),
     )
 
 

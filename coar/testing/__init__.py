@@ -9,7 +9,14 @@ The suites raise AssertionError with what was expected and got; call them from a
 from coar.testing.components import check_components
 from coar.testing.experiments import check_executor, check_experiment
 from coar.testing.rebuilds import zeroed
-from coar.testing.toys import LinearSum, SubsetMean, linear_experiment, linear_task, score
+from coar.testing.toys import (
+    LinearSum,
+    SubsetMean,
+    linear_experiment,
+    linear_task,
+    residual_experiment,
+    score,
+)
 
 __all__ = [
     "LinearSum",
@@ -19,6 +26,7 @@ __all__ = [
     "check_experiment",
     "linear_experiment",
     "linear_task",
+    "residual_experiment",
     "score",
     "zeroed",
 ]

@@ -54,6 +54,34 @@ def linear_experiment(
     return ComponentAblation(task, components), weights.detach().numpy()
 
 
+class ResidualBlock(nn.Module):
+    """Convolution, BatchNorm, residual, ReLU: where gates of filters act behind the ReLU."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, height, width] -> [batch]."""
+        hidden = nn.functional.relu(self.norm(self.conv(x)) + x)
+        return (hidden.mean(dim=(2, 3)) * self.weight).sum(dim=1)
+
+
+def residual_experiment(num_examples: int = 6) -> ComponentAblation:
+    """The ablation of a small residual block's filters; weights and images are the same everywhere."""
+    model = ResidualBlock()
+    for number, tensor in enumerate([model.conv.weight, model.conv.bias, model.norm.bias]):
+        assert tensor is not None
+        drawn = uniform(0, "residual block", number, tensor.numel()).reshape(tensor.shape)
+        tensor.data = torch.from_numpy(drawn - 0.5).to(torch.float32)
+    images = uniform(0, "residual block", 9, num_examples * 4 * 36).reshape(num_examples, 4, 6, 6)
+    data = list(torch.from_numpy(images).to(torch.float32))
+    task = Task(model.eval(), data, outputs={"score": score}, device="cpu")
+    return ComponentAblation(task, find_components(model, kinds=["conv_filter"]))
+
+
 class SubsetMean:
     """Mean over a kept subset of data points of their values: no model, nothing is ablated.
 
