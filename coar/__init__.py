@@ -2,7 +2,16 @@
 
 from coar import outputs
 from coar.attributions import Attributions
-from coar.baselines import gradient_x_parameter, leave_one_out
+from coar.baselines import (
+    attribution_patching,
+    gradient_x_parameter,
+    hybrid,
+    integrated_gradients,
+    kept_mean,
+    leave_one_out,
+    uniform_gradient_sampling,
+)
+from coar.checking import calibrate, check
 from coar.components import ComponentGroup, ComponentSet
 from coar.designs import Bernoulli, FixedSize, LeaveOneOut
 from coar.discovery import component_rule, find_components
@@ -45,9 +54,17 @@ __all__ = [
     "fit",
     "gate_gradients",
     "GateGradientStudy",
+    # baselines
     "leave_one_out",
     "gradient_x_parameter",
+    "attribution_patching",
+    "integrated_gradients",
+    "kept_mean",
+    "uniform_gradient_sampling",
+    "hybrid",
     # what they are good for
+    "check",
+    "calibrate",
     "evaluate",
     "rank_components",
     "Edit",

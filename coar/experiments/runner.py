@@ -78,6 +78,7 @@ class AblationRunner:
         """Run the first batch in several ways that must not matter.
 
         Raises:
+            OutputError: an output is not finite although nothing is ablated.
             TaskError: the model is random; an output function changes what others see; or an example's
                 output depends on the batch that it is in (a collate function that reorders, say).
         """
@@ -87,7 +88,10 @@ class AblationRunner:
 
     def _check_batch(self) -> None:
         count, batch = next(iter(self._batches()))
-        alone = {name: self._one_output(name, batch, count)[0] for name in self.task.outputs}
+        alone = {}
+        for name in self.task.outputs:
+            alone[name], counts = self._one_output(name, batch, count)
+            _require_finite(name, alone[name], counts)
         for _ in range(AGAIN):
             again = {name: self._one_output(name, batch, count)[0] for name in self.task.outputs}
             _require_equal(alone, again, "of the same batch differs between two runs", _RANDOM)
@@ -114,7 +118,8 @@ class AblationRunner:
                     f"output {name!r} of example {example} alone is not what it is in its batch",
                     expected=f"{inside.tolist()[:3]} (in a batch of {count})",
                     got=f"{alone.tolist()[:3]} (alone)",
-                    todo="let collate keep the order of its items; let examples not influence each other",
+                    todo="let the data set give the same item whenever it is asked (no random crops, no "
+                    "noise); let collate keep the order of its items; let examples not influence each other",
                 )
 
     def _one_output(self, name: str, batch: Any, count: int) -> tuple[Tensor, np.ndarray]:
@@ -169,6 +174,21 @@ class AblationRunner:
 
 _RANDOM = "switch off dropout and sampling in the forward pass"
 _IN_PLACE = "let output functions work on copies: the model's result is shared between them"
+
+
+def _require_finite(name: str, values: Tensor, counts: np.ndarray) -> None:
+    wrong = ~torch.isfinite(values)
+    if not wrong.any():
+        return
+    position = int(wrong.nonzero()[0])
+    example = int(np.searchsorted(np.cumsum(counts), position, side="right"))
+    raise OutputError(
+        f"output {name!r} of example {example} is {float(values[position])} although nothing is ablated",
+        expected="finite outputs",
+        got=f"{int(wrong.sum())} of {len(values)} values of the first batch are not finite",
+        todo="look for NaN in this example and in the model's weights, for a division by 0 or the "
+        "logarithm of 0 in the output, and for overflow at low precision",
+    )
 
 
 def _require_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], what: str, todo: str) -> None:

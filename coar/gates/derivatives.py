@@ -22,7 +22,7 @@ from torch import Tensor
 
 from coar.component_group import ComponentGroup
 from coar.components import ComponentSet
-from coar.errors import ComponentError
+from coar.errors import CoarWarning, ComponentError
 from coar.gates.activations import GatedActivations
 from coar.gates.scaled_weights import scaled_outputs
 from coar.randomness import uniform
@@ -144,6 +144,7 @@ def _warn_if_missed(
             f"derivatives by gates miss {missed:.0%} of what the outputs change by in this model. Usual: "
             "detach(), no_grad(), straight-through estimators, routing, rounding or jumps. coar.check audits "
             "components one by one; a regression on rows (coar.Study, coar.fit) needs no gradients.",
+            CoarWarning,
             stacklevel=4,
         )
 
