@@ -18,7 +18,7 @@ from benchmarks.gate_gradients_data import FRACTION, Network, held_out, rows
 from benchmarks.report import median_seconds
 from coar.attributions import Attributions
 from coar.baselines import hybrid
-from coar.checking.figures import ceiling_of, correlation_of
+from coar.checking.figures import slope_of
 from coar.evaluation import Evaluation
 from coar.gradients.draws import GateDraws
 from coar.gradients.passes import GatePasses
@@ -93,6 +93,12 @@ class Bench:
                     shutil.copy(whole.store.path(item.index), part / "shards")
             return hybrid(coar.Study.open(part, self.experiment), prior, partial=True)
 
+    def fewest(self, output: str, seed: int) -> Attributions:
+        """Gate gradients of two rounds, the fewest that give errors."""
+        return coar.gate_gradients(
+            self.experiment, FRACTION, passes=20, seed=seed, output=output, progress=False
+        )
+
     def gates(
         self, output: str, seed: int, cuts: Sequence[int]
     ) -> Iterator[tuple[int, Attributions, Attributions]]:
@@ -113,14 +119,21 @@ class Bench:
                 found = study.attributions()
                 yield int(found.provenance["passes"]), found, study.attributions(pool=True)
 
-    def ceiling(self, found: Attributions) -> float:
-        """Correlation that the best linear model could reach, from replicates and held-out rows."""
+    def ceiling(self, found: Sequence[Attributions]) -> float:
+        """Correlation that the best linear model could reach, mean over columns.
+
+        R2 = a (1 - a) sum_i w_i^2 / var f, with sum_i w_i^2 from products of independent replicates (mean
+        over seeds), in the scale of the rows, and var f over held-out rows: no correlation that any method
+        has reached is in it, nor weights that were shrunk.
+        """
         study = self.held()
-        truth = np.asarray(study.outputs[found.output], np.float64)
-        predicted = found.predict(np.asarray(study.masks))
-        squares = (found.weights.astype(np.float64) ** 2).sum(axis=1)
-        best = ceiling_of(correlation_of(truth, predicted, 0), truth, squares, found.detail("signal"))
-        return float("nan") if best is None else best.value
+        truth = np.asarray(study.outputs[found[0].output], np.float64)
+        slope = slope_of(truth, found[0].predict(np.asarray(study.masks)), 0).value
+        signal = np.mean([one.detail("signal") for one in found], axis=0) * slope**2
+        variance, rows = truth.var(axis=0, ddof=1), len(truth)
+        # The inverse of a variance of n rows is too large by (n - 1) / (n - 3) on average.
+        r2 = FRACTION * (1 - FRACTION) * signal / variance * (rows - 3) / (rows - 1)
+        return float(np.sqrt(np.clip(r2, 0.0, 1.0)).mean())
 
     @cached_property
     def seconds(self) -> dict[str, float]:
@@ -165,13 +178,7 @@ def over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def noise_figure(found: Attributions) -> float:
-    """c^2: noise of a single probe summed over components, by the sum of squared weights.
-
-    From the standard errors of the weights of many passes, where mixing leaves the probe mean alone, it
-    would be exact; from few it is too small by what mixing removes.
-    """
-    signal = float(np.mean(found.detail("signal")))
+    """c^2: variance of a single probe's derivative over the squared weight, both summed over components."""
     probes = found.provenance["passes"] * min(2 * FRACTION, 0.2)
-    errors = found.errors
-    assert errors is not None
-    return float((errors.astype(np.float64) ** 2).sum(axis=1).mean() * probes / signal)
+    noise, signal = (float(found.detail(name).mean()) for name in ("noise", "signal"))
+    return noise * probes / signal

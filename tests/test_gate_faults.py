@@ -168,7 +168,7 @@ class TestFaults:
 
     def test_a_file_of_other_outputs_is_refused(self, copied):
         study = GateGradientStudy.open(copied)
-        sums = FileSums(copied, study.digest, ["value", "loss"], 12)
+        sums = FileSums(copied, study.digest, ["value", "loss"], 12, 4)
         with refused(StoreError, "000000.safetensors", "damaged"):
             sums.read(study.layout.items()[0], "value")
 

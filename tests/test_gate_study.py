@@ -277,7 +277,7 @@ class TestOutputs:
         for names in (("value",), ("value", "both")):
             passes = GatePasses(experiment, names, torch.device("cpu"), batch_size=4)
             draws = GateDraws(FRACTION, 0, 12)
-            store = MemorySums()
+            store = MemorySums(REPLICATES)
             worker = GateWorker(
                 passes, draws, {n: axes[n] for n in names}, experiment.components.names, store
             )

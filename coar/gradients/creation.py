@@ -60,7 +60,7 @@ def _measured(spec: StudySpec, experiment: ComponentAblation) -> tuple[GatePlan,
     device = experiment.device if spec.execution.device == "auto" else resolve_device(spec.execution.device)
     batch_size = None if spec.execution.batch_size == "auto" else spec.execution.batch_size
     passes = GatePasses(experiment, list(spec.outputs), device, batch_size, precision)
-    return plan_passes(passes, draws, np.array(examples), schedule.most, schedule.adaptive), passes
+    return plan_passes(passes, draws, np.array(examples), schedule), passes
 
 
 def parts_of(spec: StudySpec, experiment: ComponentAblation) -> tuple[GateDraws, Schedule, tuple[int, ...]]:
@@ -110,6 +110,7 @@ def _write_draft(draft: Path, spec: StudySpec, experiment: ComponentAblation) ->
         "weights": weights_digest(draft / WEIGHTS),
         "num_examples": len(experiment.task),
         "rounds": schedule.first,
+        "replicates": schedule.replicates,
         "block_examples": plan.block_examples,
         "item_rounds": plan.item_rounds,
         "seconds_per_pass": plan.seconds_per_pass,

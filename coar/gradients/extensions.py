@@ -11,13 +11,13 @@ from coar.gradients.layout import Layout, Step, require_few_items
 from coar.gradients.weights import chosen_examples
 
 
-def read_layout(directory: Path, first: Step, sizes: tuple[int, int], count: int) -> Layout:
+def read_layout(directory: Path, first: Step, sizes: tuple[int, int, int], count: int) -> Layout:
     """Layout of all steps.
 
     Args:
         directory: the study's folder.
         first: what it was created with.
-        sizes: examples per block, rounds per item.
+        sizes: examples per block, rounds per item, replicates.
         count: examples of the task.
     """
     layout = Layout([first], *sizes)

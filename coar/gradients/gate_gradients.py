@@ -50,7 +50,8 @@ def gate_gradients(
     Args:
         experiment: a component ablation whose output has gradients.
         ablation_fraction: of the ablations to predict, above 0 and below 1.
-        passes: forward and backward passes over the examples, rounded up to whole rounds of 4 replicates;
+        passes: forward and backward passes over the examples, rounded up to whole rounds of 4 replicates
+            (fewer, 2 at least, where there are not passes for 4 rounds: errors are then coarse);
             "auto" doubles them until the target is met, or at 400.
         target_correlation: stop where predictions correlate so well with those of exact weights (over
             columns, from replicates); "auto" without a target means 0.95.
@@ -108,9 +109,8 @@ def gate_gradients(
         batch_size=batch_size,
         precision=precision,
     )
-    study.run(
-        executor, device=None if str(device) == "auto" else device, batch_size=batch_size, progress=progress
-    )
+    where = None if str(device) == "auto" else device
+    study.run(executor, device=where, batch_size=batch_size, pool=pool, progress=progress)
     return study.attributions(pool=pool)
 
 
@@ -133,4 +133,4 @@ def plan_gate_gradients(
     names = [require_output(name, list(experiment.columns)) for name in outputs or experiment.columns]
     engine = GatePasses(experiment, names, experiment.device, batch_size, precision)
     chosen = np.array(chosen_examples(examples, len(experiment.task)))
-    return plan_passes(engine, draws, chosen, schedule.most, schedule.adaptive)
+    return plan_passes(engine, draws, chosen, schedule)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from coar.attributions import Attributions
 from coar.errors import SettingError
 from coar.experiments.ablation import ComponentAblation
 from coar.gradients.draws import GateDraws
-from coar.gradients.layout import REPLICATES, Layout, Step
+from coar.gradients.layout import Layout, Step
 from coar.gradients.passes import GatePasses
-from coar.gradients.provenance import attributions_provenance
+from coar.gradients.results import make_attributions, pass_means
 from coar.gradients.schedule import Schedule
-from coar.gradients.sums import MemorySums
-from coar.gradients.weights import PassMeans, Progress, classes_of, example_columns, subset_axis
+from coar.gradients.sums import BlockMeans, MemorySums
+from coar.gradients.weights import PassMeans, example_columns
 from coar.gradients.worker import GateWorker
 from coar.plan import size
 from coar.progress import progress_bar
 from coar.task import resolve_device
+
+WEIGHT_BYTES = 16  # of a weight and its error, and as much again in `Attributions`
 
 
 class InMemory:
@@ -38,36 +39,23 @@ class InMemory:
         device, batch_size, precision = execution
         where = experiment.device if str(device) == "auto" else resolve_device(device)
         self.engine = GatePasses(experiment, (output,), where, batch_size, precision)
-        self.sums = MemorySums()
 
     def attributions(
         self, examples: tuple[int, ...], schedule: Schedule, pool: bool, memory: int, progress: bool
     ) -> Attributions:
         """Passes until the schedule says stop, and the weights from them."""
         columns = example_columns(self.axis, [examples])[0]
-        self._require_memory(len(columns), memory)
-        classes = classes_of(self.experiment.task.metadata, self.axis) if pool else None
-        layout = Layout([Step(examples, schedule.first)], self.engine.batch_size, schedule.most)
-        found = self._until(layout, schedule, classes, progress)
-        means = self._means(layout, classes)
-        whole = means.whole(means.mixing())
-        spent = schedule.passes(layout.rounds)
-        return Attributions(
-            whole.weights,
-            whole.intercept,
-            self.experiment.components,
-            subset_axis(self.axis, columns),
-            self.output,
-            errors=whole.errors,
-            details=whole.details,
-            provenance=attributions_provenance(
-                self.draws, spent, len(columns) / len(examples), pool, found, self.engine.placed_record()
-            ),
+        self._require_memory(len(columns), schedule.replicates, memory)
+        self.sums = MemorySums(schedule.replicates)
+        layout = Layout(
+            [Step(examples, schedule.first)], self.engine.batch_size, schedule.most, schedule.replicates
         )
+        self._until(layout, schedule, pool, progress)
+        how = self.draws, schedule, layout.rounds, self.engine.placed_record()
+        axes = self.experiment.components, self.axis
+        return make_attributions(self._means(layout, pool), axes, self.output, how)
 
-    def _until(
-        self, layout: Layout, schedule: Schedule, classes: np.ndarray | None, progress: bool
-    ) -> Progress:
+    def _until(self, layout: Layout, schedule: Schedule, pool: bool, progress: bool) -> None:
         """Run items, and go on to more rounds until the schedule says stop."""
         owners = {self.output: self.axis.fields["example"]}
         names = self.experiment.components.names
@@ -83,28 +71,25 @@ class InMemory:
                     worker.do(item)
                     bar.update(len(item))
                     if after is None or (not bar.disable and after.start > item.start):
-                        found = self._means(layout, classes, item.stop).progress()
+                        found = self._means(layout, pool, item.stop).progress()
             assert found is not None
             done, more = len(items), schedule.next(layout.rounds, found)
             if more is None:
                 schedule.warn_missed(layout.rounds, found)
-                return found
+                return
             layout.add(Step((), more))
 
-    def _means(self, layout: Layout, classes: np.ndarray | None, rounds: int | None = None) -> PassMeans:
+    def _means(self, layout: Layout, pool: bool, rounds: int | None = None) -> PassMeans:
         """Means over the rounds that all blocks have had."""
         rounds = rounds or layout.rounds
-        return PassMeans(
-            example_columns(self.axis, layout.blocks),
-            lambda block: self.sums.means(block, self.output, rounds),
-            [flat for _, flat in self.experiment.component_set.slices()],
-            len(self.experiment.components),
-            1 - self.draws.ablation_fraction,
-            classes,
-        )
 
-    def _require_memory(self, columns: int, memory: int) -> None:
-        needed = 8 * (REPLICATES + 1) * columns * len(self.experiment.components)
+        def means(block: int) -> BlockMeans:
+            return self.sums.means(block, self.output, rounds)
+
+        return pass_means(self.experiment, self.axis, layout, self.draws, pool, means)
+
+    def _require_memory(self, columns: int, replicates: int, memory: int) -> None:
+        needed = (8 * replicates + WEIGHT_BYTES) * columns * len(self.experiment.components)
         if needed > memory:
             raise SettingError(
                 "sums over passes do not fit in memory",

@@ -15,6 +15,7 @@ import numpy as np
 from coar.errors import SettingError
 
 REPLICATES = 4
+FEWEST_REPLICATES = 2  # where there are not passes for four: errors need two
 MOST_ITEMS = 1_000_000  # far beyond what a folder of files serves well
 
 
@@ -64,13 +65,21 @@ class Layout:
         steps: in the order in which they were asked for; an item's index depends on those before alone.
         block_examples: examples per block.
         item_rounds: rounds per item at most.
+        replicates: how many.
 
     >>> layout = Layout([Step((0, 1, 2), 3)], block_examples=2, item_rounds=8)
     >>> len(layout.items()), [(item.start, item.stop) for item in layout.items()[::8]]
     (24, [(0, 1), (1, 2), (2, 3)])
     """
 
-    def __init__(self, steps: Sequence[Step], block_examples: int, item_rounds: int) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        block_examples: int,
+        item_rounds: int,
+        replicates: int = REPLICATES,
+    ) -> None:
+        self.replicates = replicates
         self.steps: list[Step] = []
         self.block_examples, self.item_rounds = block_examples, item_rounds
         self.blocks: list[tuple[int, ...]] = []
@@ -108,7 +117,7 @@ class Layout:
         return found
 
     def _area(self, index: int, numbers: range, first: int, last: int) -> list[GateItem]:
-        places = [(block, replicate) for block in numbers for replicate in range(REPLICATES)]
+        places = [(block, replicate) for block in numbers for replicate in range(self.replicates)]
         return [
             GateItem(index + k, block, self.blocks[block], replicate, first, last)
             for k, (block, replicate) in enumerate(places)
@@ -141,10 +150,17 @@ class Layout:
         return rounds
 
 
+def count_items(
+    examples: int, rounds: int, block_examples: int, item_rounds: int, replicates: int = REPLICATES
+) -> int:
+    """About how many items there will be: as many, or slightly more than a layout has."""
+    cuts = -(-rounds // item_rounds) + rounds.bit_length()
+    return replicates * min(cuts, rounds) * -(-examples // block_examples)
+
+
 def require_few_items(examples: int, rounds: int, block_examples: int, item_rounds: int) -> None:
     """Raise `SettingError` if so much would make more files than a folder can serve."""
-    cuts = -(-rounds // item_rounds) + rounds.bit_length()
-    items = REPLICATES * cuts * -(-examples // block_examples)
+    items = count_items(examples, rounds, block_examples, item_rounds)
     if items > MOST_ITEMS:
         raise SettingError(
             "so many passes make too many files",

@@ -32,9 +32,10 @@ class Mixed:
 
     Attributes:
         weights: [columns, components].
-        errors: standard errors from replicates, [columns, components].
+        errors: standard errors, [columns, components]: of the replicates, and of what mixing leaves out.
         signal: sum of squared exact weights, estimated without bias from pairs of replicates, [columns];
             it may be negative.
+        noise: sum of the variances of P, [columns].
         agreement: sum of products of weights and exact ones, likewise: each replicate's P against weights
             that know nothing of it, from the other replicates and figures that they alone gave.
     """
@@ -42,6 +43,7 @@ class Mixed:
     weights: np.ndarray
     errors: np.ndarray
     signal: np.ndarray
+    noise: np.ndarray
     agreement: np.ndarray
 
 
@@ -133,7 +135,7 @@ class Mixing:
         noise: s2, variance of P, [components].
         pooled: what P - b K is drawn to, [classes, components]; None does not pool.
         without: the same from all replicates but one, for each of them: to tell how good weights are,
-            which figures found from the same noise would overstate.
+            which figures found from the same noise would overstate. Of two replicates it is the whole's.
     """
 
     slope: np.ndarray
@@ -146,13 +148,16 @@ class Mixing:
         """Weights of some columns; arguments as of `MixStatistics.add`."""
         weights = self.weights(probe, kept, classes)
         own = probe * self.share + kept * (self.slope * (1 - self.share))  # of each replicate
-        errors = own.std(axis=0, ddof=1, dtype=np.float64) / np.sqrt(len(probe))
+        variance = own.var(axis=0, ddof=1, dtype=np.float64) / len(probe)
+        # What is left of P - b K by shrinking has the variance (1 - share)^2 t = share (1 - share) s2.
+        errors = np.sqrt(variance + self.share * (1 - self.share) * self.noise)
+        noise = probe.var(axis=0, ddof=1, dtype=np.float64).sum(axis=1) / len(probe)
         agreement = np.zeros(len(weights))
         for left_out, mixing in enumerate(self.without):
             others = np.arange(len(probe)) != left_out
             found = mixing.weights(probe[others], kept[others], classes)
             agreement += np.einsum("cp,cp->c", found, probe[left_out]) / len(probe)
-        return Mixed(weights, errors, _products(probe), agreement)
+        return Mixed(weights, errors, _products(probe), noise, agreement)
 
     def weights(self, probe: np.ndarray, kept: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
         """b K + pooled + share (P - b K - pooled), [columns, components]."""
@@ -172,12 +177,15 @@ def mixing_of(
     without: list[MixStatistics] = []
     for probe, kept, classes in blocks:
         together.add(probe, kept, classes)
+        if len(probe) < 3:  # of one replicate the noise is not known
+            continue
         without = without or [MixStatistics(num_components, num_classes) for _ in probe]
         for left_out, statistics in enumerate(without):
             others = np.arange(len(probe)) != left_out
             statistics.add(probe[others], kept[others], classes)
+    whole = together.mixing(groups)
     parts = tuple(statistics.mixing(groups) for statistics in without)
-    return dataclasses.replace(together.mixing(groups), without=parts)
+    return dataclasses.replace(whole, without=parts or (whole, whole))
 
 
 def _products(probe: np.ndarray) -> np.ndarray:

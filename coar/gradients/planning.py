@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from coar.gradients.draws import GateDraws
-from coar.gradients.layout import REPLICATES, Layout, Step
+from coar.gradients.layout import count_items
 from coar.gradients.passes import GatePasses
+from coar.gradients.schedule import Schedule
 from coar.plan import duration, size
 
 ITEM_SECONDS = 60.0  # work lost at most when a worker dies
@@ -30,6 +31,7 @@ class GatePlan:
         block_examples: examples per work item.
         item_rounds: rounds per work item at most.
         rounds: per replicate.
+        replicates: how many.
         at_most: whether passes may stop before.
         gates: where gates act, in words.
     """
@@ -42,6 +44,7 @@ class GatePlan:
     block_examples: int
     item_rounds: int
     rounds: int
+    replicates: int
     at_most: bool = False
     gates: str = ""
 
@@ -57,10 +60,8 @@ class GatePlan:
 
     def summary(self) -> str:
         """Time, disk and memory in a few lines."""
-        items = len(
-            Layout(
-                [Step(tuple(range(self.num_examples)), self.rounds)], self.block_examples, self.item_rounds
-            ).items()
+        items = count_items(
+            self.num_examples, self.rounds, self.block_examples, self.item_rounds, self.replicates
         )
         most = "at most " if self.at_most else ""
         outputs = ", ".join(f"{name} ({count:,} columns)" for name, count in self.columns.items())
@@ -74,24 +75,21 @@ class GatePlan:
                 f"time    {most}{duration(self.passes * self.seconds_per_pass)} with one worker "
                 f"({1e3 * self.seconds_per_pass:.0f} ms a pass over all examples, measured)",
                 f"disk    {most}{size(files)} in {items:,} files, if kept in a study",
-                f"memory  {size(REPLICATES * self.pass_bytes)} for sums without a study, "
-                f"{size(2 * REPLICATES * self.item_bytes)} with one, besides model and activations",
+                f"memory  {size(self.replicates * self.pass_bytes)} for sums without a study, "
+                f"{size(2 * self.replicates * self.item_bytes)} with one, besides model and activations",
                 f"gates   {self.gates}",
             ]
         )
 
 
-def plan_passes(
-    passes: GatePasses, draws: GateDraws, examples: np.ndarray, rounds: int, at_most: bool = False
-) -> GatePlan:
+def plan_passes(passes: GatePasses, draws: GateDraws, examples: np.ndarray, schedule: Schedule) -> GatePlan:
     """Time a few passes over one batch, and cut the work.
 
     Args:
         passes: the model with gates.
         draws: of the gates.
         examples: positions of those to attribute.
-        rounds: per replicate.
-        at_most: whether passes may stop before.
+        schedule: how many rounds.
     """
     here, batch = next(iter(passes.batches(examples)))
     count = len(examples[here])
@@ -106,15 +104,16 @@ def plan_passes(
     round_seconds = each * draws.passes_per_round  # of one example
     block = _block_examples(len(examples), passes.batch_size, round_seconds, 8 * width * draws.num_components)
     return GatePlan(
-        passes=rounds * REPLICATES * draws.passes_per_round,
+        passes=schedule.passes(schedule.most),
         num_examples=len(examples),
         num_components=draws.num_components,
         columns={name: round(n / count * len(examples)) for name, n in columns.items()},
         seconds_per_pass=each * len(examples),
         block_examples=block,
         item_rounds=max(1, int(ITEM_SECONDS / (round_seconds * block))),
-        rounds=rounds,
-        at_most=at_most,
+        rounds=schedule.most,
+        replicates=schedule.replicates,
+        at_most=schedule.adaptive,
         gates=passes.placed_summary(),
     )
 

@@ -10,7 +10,7 @@ from coar.attributions import Attributions
 from coar.axes import Axis
 from coar.errors import StudyError
 from coar.gradients.draws import GateDraws
-from coar.gradients.layout import REPLICATES
+from coar.gradients.schedule import Schedule
 from coar.gradients.weights import Progress
 
 METHOD = "gate gradients"
@@ -19,7 +19,8 @@ FORWARDS_PER_PASS = 3  # by count: one forward, and a backward pass of two; meas
 
 def attributions_provenance(
     draws: GateDraws,
-    passes: int,
+    schedule: Schedule,
+    rounds: int,
     backwards: float,
     pooled: bool,
     found: Progress,
@@ -29,19 +30,21 @@ def attributions_provenance(
 
     Args:
         draws: of the gates.
-        passes: how many.
+        schedule: of the passes.
+        rounds: how many of it were done.
         backwards: columns per example, each of which costs a backward pass.
         pooled: whether examples share.
         found: how good the weights are.
         placed: where gates act.
     """
+    passes = schedule.passes(rounds)
     return {
         "method": METHOD,
         "ablation_fraction": draws.ablation_fraction,
         "seed": draws.seed,
         "passes": passes,
         "forwards": round(passes * (1 + (FORWARDS_PER_PASS - 1) * backwards)),
-        "replicates": REPLICATES,
+        "replicates": schedule.replicates,
         "pooled": pooled,
         "correlation": found.correlation,
         "error": found.error,

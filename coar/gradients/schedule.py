@@ -7,7 +7,7 @@ from typing import Literal
 
 from coar.errors import CoarWarning, SettingError
 from coar.gradients.draws import GateDraws
-from coar.gradients.layout import REPLICATES
+from coar.gradients.layout import FEWEST_REPLICATES, REPLICATES
 from coar.gradients.weights import Progress
 from coar.settings import whole_number
 
@@ -26,6 +26,8 @@ class Schedule:
             correlation of 0.95 where none is given, and at most 400.
         target_correlation: stop where `Progress.correlation` is as large.
         target_error: stop where `Progress.error` is as small.
+        replicates: of a study that has some already; None = four, or, where fewer passes are asked for than
+            four rounds have and no target, as many as there are rounds, but two at least.
 
     >>> schedule = Schedule(GateDraws(0.05, seed=0, num_components=8), passes=100)
     >>> schedule.first, schedule.passes(schedule.first)
@@ -38,17 +40,21 @@ class Schedule:
         passes: Passes = "auto",
         target_correlation: float | None = None,
         target_error: float | None = None,
+        replicates: int | None = None,
     ) -> None:
         if isinstance(passes, str) and passes != "auto":
             raise SettingError("passes", expected='a whole number above 0, or "auto"', got=repr(passes))
         _require(target_correlation is None or 0 < target_correlation < 1, "target_correlation", "0 to 1")
         _require(target_error is None or 0 < target_error < float("inf"), "target_error", "above 0")
-        self.per_round = REPLICATES * draws.passes_per_round
         most = MOST_PASSES if passes == "auto" else whole_number(passes, "passes")
-        self.most = -(-most // self.per_round)
         if passes == "auto" and target_correlation is None and target_error is None:
             target_correlation = ENOUGH
         self.correlation, self.error = target_correlation, target_error
+        rounds = -(-most // draws.passes_per_round)
+        few = REPLICATES if self.adaptive else min(REPLICATES, max(FEWEST_REPLICATES, rounds))
+        self.replicates = replicates or few
+        self.per_round = self.replicates * draws.passes_per_round
+        self.most = -(-most // self.per_round)
 
     @property
     def adaptive(self) -> bool:

@@ -15,10 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from coar.attribution_blocks import write_blocks
 from coar.attributions import Attributions
 from coar.creation import require_same_spec
 from coar.errors import StudyError
@@ -31,17 +29,14 @@ from coar.gradients.draws import GateDraws
 from coar.gradients.extensions import read_layout, write_step
 from coar.gradients.layout import Layout, Step
 from coar.gradients.passes import GatePasses, require_gradients
-from coar.gradients.provenance import attributions_provenance, require_unused
+from coar.gradients.results import make_attributions, pass_means
 from coar.gradients.schedule import Passes, Schedule
 from coar.gradients.status import GateStatus
-from coar.gradients.sums import FileSums
+from coar.gradients.sums import BlockMeans, FileSums
 from coar.gradients.weights import (
     PassMeans,
     Progress,
     chosen_examples,
-    classes_of,
-    example_columns,
-    subset_axis,
 )
 from coar.gradients.worker import GateWorker
 from coar.progress import progress_bar
@@ -163,7 +158,13 @@ class GateGradientStudy(StudyFolder):
         """How many rounds, and when to stop: as asked for last in this process, else as created."""
         estimator = self._asked or self.spec.estimator
         assert isinstance(estimator, GateGradientsEstimator)
-        return Schedule(self.draws, estimator.passes, estimator.target_correlation, estimator.target_error)
+        return Schedule(
+            self.draws,
+            estimator.passes,
+            estimator.target_correlation,
+            estimator.target_error,
+            self.provenance["replicates"],
+        )
 
     @cached_property
     def draws(self) -> GateDraws:
@@ -180,13 +181,19 @@ class GateGradientStudy(StudyFolder):
         assert isinstance(estimator, GateGradientsEstimator)
         count = int(self.provenance["num_examples"])
         first = Step(chosen_examples(estimator.examples, count), self.provenance["rounds"])
-        sizes = self.provenance["block_examples"], self.provenance["item_rounds"]
+        sizes = tuple(self.provenance[key] for key in ("block_examples", "item_rounds", "replicates"))
         return read_layout(self.directory, first, sizes, count)
 
     @cached_property
     def sums(self) -> FileSums:
         """The files."""
-        return FileSums(self.directory, self.digest, self.spec.outputs, len(self.components))
+        return FileSums(
+            self.directory,
+            self.digest,
+            self.spec.outputs,
+            len(self.components),
+            self.provenance["replicates"],
+        )
 
     def extend(self, passes: int | None = None, examples: Sequence[int] | None = None) -> None:
         """Ask for more passes in all, or for further examples; `run` then does what is missing.
@@ -309,34 +316,10 @@ class GateGradientStudy(StudyFolder):
         """
         name = require_output(output, list(self.spec.outputs))
         rounds = self._complete()
-        means = self._means(name, rounds, pool)
-        mixing = means.mixing()
-        columns = np.concatenate(means.columns)
-        axis = subset_axis(self.columns[name], columns)
-        provenance = attributions_provenance(
-            self.draws,
-            self.schedule.passes(rounds),
-            len(columns) / len(self.layout.examples),
-            pool,
-            means.progress(mixing),
-            self.provenance["placed"],
-        )
-        if save_as is not None:
-            path = self.attributions_path(save_as)
-            require_unused(path, provenance, name, axis)
-            write_blocks(path, means.blocks(mixing), self.components, axis, name, provenance)
-            return Attributions.load(path)
-        whole = means.whole(mixing)
-        return Attributions(
-            whole.weights,
-            whole.intercept,
-            self.components,
-            axis,
-            name,
-            errors=whole.errors,
-            details=whole.details,
-            provenance=provenance,
-        )
+        how = self.draws, self.schedule, rounds, self.provenance["placed"]
+        path = None if save_as is None else self.attributions_path(save_as)
+        axes = self.components, self.columns[name]
+        return make_attributions(self._means(name, rounds, pool), axes, name, how, path)
 
     def _complete(self) -> int:
         rounds = self.layout.complete_rounds(self.sums.present())
@@ -350,16 +333,13 @@ class GateGradientStudy(StudyFolder):
         return rounds
 
     def _means(self, output: str, rounds: int, pool: bool) -> PassMeans:
-        layout, axis, experiment = self.layout, self.columns[output], self._ablation
+        layout = self.layout
         items = layout.by_block(rounds)
-        return PassMeans(
-            example_columns(axis, layout.blocks),
-            lambda block: self.sums.means(items[block], output),
-            [flat for _, flat in experiment.component_set.slices()],
-            len(self.components),
-            1 - self.draws.ablation_fraction,
-            classes_of(experiment.task.metadata, axis) if pool else None,
-        )
+
+        def means(block: int) -> BlockMeans:
+            return self.sums.means(items[block], output)
+
+        return pass_means(self._ablation, self.columns[output], layout, self.draws, pool, means)
 
     @property
     def _ablation(self) -> ComponentAblation:

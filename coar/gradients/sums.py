@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from coar.errors import StoreError
-from coar.gradients.layout import REPLICATES, GateItem
+from coar.gradients.layout import GateItem
 from coar.signed_arrays import (
     damaged,
     read_signed,
@@ -74,7 +74,8 @@ class SumsStore(Protocol):
 class MemorySums:
     """Sums in memory: one running total per block, replicate and output."""
 
-    def __init__(self) -> None:
+    def __init__(self, replicates: int) -> None:
+        self.replicates = replicates
         self._totals: dict[tuple[int, str], BlockMeans] = {}
 
     def write(self, item: GateItem, sums: ItemSums, record: Mapping[str, Any]) -> None:  # noqa: ARG002
@@ -82,7 +83,7 @@ class MemorySums:
         for output, found in sums.items():
             key = (item.block, output)
             if key not in self._totals:
-                self._totals[key] = empty_means(found)
+                self._totals[key] = empty_means(found, self.replicates)
             add(self._totals[key], item.replicate, found)
 
     def means(self, block: int, output: str, rounds: int) -> BlockMeans:
@@ -98,9 +99,13 @@ class FileSums:
         study_digest: of the study; files of others are refused.
         outputs: which outputs there are.
         num_components: second axis of the arrays.
+        replicates: how many.
     """
 
-    def __init__(self, folder: Path, study_digest: str, outputs: Iterable[str], num_components: int) -> None:
+    def __init__(
+        self, folder: Path, study_digest: str, outputs: Iterable[str], num_components: int, replicates: int
+    ) -> None:
+        self.replicates = replicates
         self.folder, self.study_digest = folder / "sums", study_digest
         self.outputs, self.num_components = tuple(outputs), num_components
 
@@ -151,7 +156,7 @@ class FileSums:
         total, rounds = None, 0
         for item in items:
             found = self.read(item, output)
-            total = total or empty_means(found)
+            total = total or empty_means(found, self.replicates)
             add(total, item.replicate, found)
             rounds = max(rounds, item.stop)
         assert total is not None
@@ -162,9 +167,9 @@ class FileSums:
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
 
 
-def empty_means(like: Sums) -> BlockMeans:
+def empty_means(like: Sums, replicates: int) -> BlockMeans:
     """Totals of nothing, for sums of this shape."""
-    shape = (REPLICATES, *like.probe.shape)
+    shape = (replicates, *like.probe.shape)
     return BlockMeans(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape[:2]))
 
 

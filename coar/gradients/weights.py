@@ -15,6 +15,8 @@ from coar.errors import SettingError
 from coar.gradients.mixing import Mixed, Mixing, mixing_of
 from coar.gradients.sums import BlockMeans
 
+MeansReader = Callable[[int], BlockMeans]  # of a block
+
 
 @dataclass(frozen=True)
 class PassMeans:
@@ -30,7 +32,7 @@ class PassMeans:
     """
 
     columns: Sequence[np.ndarray]
-    means: Callable[[int], BlockMeans]
+    means: MeansReader
     groups: Sequence[slice]
     num_components: int
     kept: float
@@ -59,14 +61,19 @@ class PassMeans:
         for columns, mixed, means in self.mixed(mixing):
             # Gates are on average what masks are: the mean output over passes is that at the mean mask.
             intercept = means.values.mean(axis=0) - self.kept * mixed.weights.sum(axis=1)
-            details = {"signal": mixed.signal, "agreement": mixed.agreement}
+            details = {"signal": mixed.signal, "noise": mixed.noise, "agreement": mixed.agreement}
             yield Block(start, mixed.weights, intercept, mixed.errors, details)
             start += len(columns)
 
     def whole(self, mixing: Mixing) -> Block:
-        """Attributions of all columns, in memory."""
-        parts = [block.arrays() for block in self.blocks(mixing)]
-        return Block.from_arrays(0, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
+        """Attributions of all columns, in memory; each block is put in its place, not kept beside."""
+        arrays: dict[str, np.ndarray] = {}
+        count = sum(map(len, self.columns))
+        for block in self.blocks(mixing):
+            for key, part in block.arrays().items():
+                whole = arrays.setdefault(key, np.empty((count, *part.shape[1:]), part.dtype))
+                whole[block.start : block.start + len(part)] = part
+        return Block.from_arrays(0, arrays)
 
     def progress(self, mixing: Mixing | None = None) -> Progress:
         """How good the weights are by now."""
