@@ -15,11 +15,11 @@ from coar.errors import CoarWarning, SettingError, SpecError, StoreError, StudyE
 from coar.regression.fast_l1 import FastL1
 from coar.regression.fit_file import SOLVERS, Auto, FitSettings, load
 from coar.regression.fit_file_run import fit_with
-from coar.saved_attributions import by_columns, saved_attributions, saved_names
 from coar.regression.fit_file_summary import fit_summary
 from coar.regression.fit_file_text import MAX_BYTES, read_text, write_text
 from coar.regression.lasso import Lasso
 from coar.regression.ridge import Ridge
+from coar.saved_attributions import by_columns, saved_attributions, saved_names
 from coar.testing.toys import SubsetMean
 from tests.conftest import require_or_skip
 
