@@ -77,7 +77,11 @@ class Attributions:
 
     def __repr__(self) -> str:
         shape = f"{len(self.columns)} columns x {len(self.components)} components"
-        return f"Attributions({shape}, output={self.output!r}, by {self.provenance.get('method', 'hand')})"
+        said = [f"by {self.provenance.get('method', 'hand')}"]
+        passes, correlation = (self.provenance.get(key) for key in ("passes", "correlation"))
+        said += [f"{passes:,} passes"] if isinstance(passes, int) and passes > 1 else []
+        said += [f"estimated correlation {correlation:.3f}"] if isinstance(correlation, float) else []
+        return f"Attributions({shape}, output={self.output!r}, {', '.join(said)})"
 
     def blocks(self) -> Iterator[Block]:
         """All blocks in column order; from disk, one at a time."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coar.errors import CoarError, CoarWarning
+from coar.errors import CoarError, CoarWarning, SettingError
 
 app = typer.Typer(
     help="Which parts of a trained network make this prediction, and what happens if they change?",
@@ -29,7 +29,7 @@ AllowImport = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option(help="worker processes; 0 runs in this process")]
-Name = Annotated[str, typer.Option(help="name of the attributions in the study")]
+Name = Annotated[str, typer.Option(help="attributions of the study; default those that there are, if one")]
 
 
 INTERRUPTED = 130
@@ -129,10 +129,11 @@ def init(spec: SpecFile, directory: Directory, allow_import: AllowImport = None)
     Example: coar init specs/digits.json runs/digits
     """
     from coar.spec import StudySpec
-    from coar.studies import study_from_spec
+    from coar.studies import rounding, study_from_spec
 
-    study = study_from_spec(directory, StudySpec.load(spec), allow_import)
-    typer.echo(study.status().summary())
+    loaded = StudySpec.load(spec)
+    study = study_from_spec(directory, loaded, allow_import)
+    _echo([study.status().summary(), *rounding(study, getattr(loaded.estimator, "passes", None))])
 
 
 @app.command()
@@ -148,12 +149,12 @@ def run(
     Example: coar run runs/digits --workers 2
     """
     from coar.executors.processes import Processes
-    from coar.studies import open_study
+    from coar.studies import open_study, run_summary
 
     study = open_study(directory, allow_import)
     executor = Processes(workers) if workers else None
     status = study.run(executor, device=device or None, batch_size=batch_size or None)
-    typer.echo(status.summary())
+    typer.echo(run_summary(study, status))
 
 
 @app.command()
@@ -180,11 +181,11 @@ def extend(
 
     Example: coar extend runs/digits --num-rows 8000
     """
-    from coar.studies import extend_study, open_study
+    from coar.studies import extend_study, open_study, rounding
 
     study = open_study(directory)
     extend_study(study, num_rows, passes, examples)
-    typer.echo(study.status().summary())
+    _echo([study.status().summary(), *rounding(study, passes)])
 
 
 @app.command()
@@ -245,7 +246,10 @@ def _fit_gates(
 
     unfit = [option for option, value in given.items() if value]
     if unfit:
-        raise typer.BadParameter(f"{', '.join(unfit)}: gate gradients are not fitted to rows")
+        raise typer.BadParameter(
+            f"{', '.join(unfit)}: gate gradients are not fitted to rows. "
+            f"Leave {'it' if len(unfit) == 1 else 'them'} out: `coar fit {study.directory}`; or fit a study of rows"
+        )
     path = study.attributions_path(name or NAME)
     if calibrate:
         found = calibrated(study.experiment, study.attributions(output, pool=pool), num_rows=calibrate)
@@ -253,8 +257,18 @@ def _fit_gates(
         found.save(path)
     else:
         found = study.attributions(output, pool=pool, save_as=name or NAME)
-    typer.echo(f"{found}, {found.provenance['passes']} passes")
-    typer.echo(f"written to {path}\ntrust: see `coar check {study.directory} --name {path.name}`")
+    asked, passes = study.status().num_passes, found.provenance["passes"]
+    rest = "" if passes >= asked else "; `coar run` does the rest"
+    lines = [str(found), f"{passes:,} of {asked:,} passes asked for{rest}"]
+    if calibrate:
+        scale = found.provenance["calibration"]
+        low, high = scale["interval"]
+        lines.append(
+            f"calibrated on {scale['rows']} real ablations: "
+            f"slope {scale['slope']:.3f} [{low:.3f}, {high:.3f}]"
+        )
+    trust = f"`coar check {study.directory} --name {path.name}`"
+    _echo([*lines, f"written to {path}", f"trust: see {trust}"])
 
 
 @app.command()
@@ -352,6 +366,14 @@ def evaluate(
     from coar.saved_attributions import by_columns, saved_attributions
     from coar.studies import open_study
 
+    for fraction in fractions or ():
+        if not 0 < fraction < 1:
+            raise SettingError(
+                "ablation_fraction (--fraction) out of range",
+                expected="a number above 0 and below 1",
+                got=fraction,
+                todo="0.05 to 0.1 is usual: the share of components that are ablated at random",
+            )
     study = open_study(directory, allow_import)
     tested = fractions or [getattr(study.spec.design, "ablation_fraction", 0.1)]
     for methods in by_columns(saved_attributions(study, names)):
@@ -369,19 +391,27 @@ def edit(
     misread: Annotated[bool, typer.Option("--misread", help="the closest mistake that can be fixed")] = False,
     direction: Annotated[Direction, typer.Option(help="of the targets' outputs")] = Direction.RAISE,
     max_accuracy_drop: Annotated[float, typer.Option(help="on held-out examples")] = 0.01,
-    name: Name = "ridge",
+    name: Name = "",
     allow_import: AllowImport = None,
 ) -> None:
     """Ablate the components that hold targets back.
 
     Example: coar edit runs/digits --misread --save-to fix.json
     """
-    from coar.attributions import Attributions
     from coar.quick_edit import edit_examples, first_fixed
+    from coar.saved_attributions import saved_attributions
     from coar.studies import open_study
 
     study = open_study(directory, allow_import)
-    attributions = Attributions.load(study.attributions_path(name))
+    there = saved_attributions(study, [name] if name else None)
+    if len(there) > 1:
+        raise SettingError(
+            f"{directory} has several attributions",
+            expected="--name with one of: " + ", ".join(there),
+            got="no --name",
+            todo=f"coar check {directory} says which can be trusted",
+        )
+    attributions = next(iter(there.values()))
     if misread == bool(target):
         raise typer.BadParameter("name a --target, or ask for --misread")
     if target:
@@ -392,6 +422,10 @@ def edit(
         typer.echo(f"column {found.edit.provenance['targets'][0]} is misread; ", nl=False)
     found.edit.save(save_to)
     typer.echo(f"{found.summary()}\nwritten to {save_to}")
+
+
+def _echo(lines: list[str]) -> None:
+    typer.echo("\n".join(lines))
 
 
 def _experiment(spec: Path, allow_import: list[str] | None) -> Any:

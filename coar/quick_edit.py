@@ -112,9 +112,14 @@ def edit_misread(
 
     Yields:
         Position of the column, its output, and the edit: None where no size fixes it within the guard.
+
+    Raises:
+        EditError: what stands in the way of every edit: pooled attributions, too few examples.
     """
     _, untouched = _untouched(experiment, attributions)
     errors = np.flatnonzero(untouched <= 0)
+    if len(errors):  # what concerns all of them is no reason to give up one after the other
+        rank_components(attributions, errors[:1], _split(untouched, errors[:1], seed=0)[0])
     for target in errors[np.argsort(-untouched[errors], kind="stable")]:
         try:
             found = edit_examples(experiment, attributions, [target], max_accuracy_drop=max_accuracy_drop)

@@ -307,7 +307,9 @@ def test_unreasonable_values_are_refused(works, fails, spec, tmp_path):
     works("run", study)
     works("fit", study)
     assert "only grow" in fails("extend", study, "--num-rows", 60)
-    assert "ablation_fraction" in fails("evaluate", study, "--fraction", 1.5)
+    err = fails("evaluate", study, "--fraction", 5)
+    assert "ablation_fraction (--fraction) out of range" in err
+    assert "above 0 and below 1" in err
     assert "at least 3" in fails("evaluate", study, "--num-rows", 1)
     assert "save_as: 1-100 letters" in fails("fit", study, "--name", "../x")
     assert "positions, STOP not included" in fails("fit", study, "--columns", "e0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 
@@ -173,7 +174,28 @@ def test_a_spec_with_more_passes_is_the_same_study(works, write_spec, study):
 def test_auto_says_that_more_may_come(works, write_spec, tmp_path):
     study = tmp_path / "study"
     assert "more where the target is not met" in works("init", write_spec(passes="auto"), study)
-    assert "20 of 20 passes" in works("run", study)  # additive: exact after one round
+    ran = works("run", study)  # additive: exact after one round
+    assert "20 of 20 passes" in ran
+    assert "target correlation 0.95 reached: 1 after 20 passes" in ran
+    said = works("status", study)  # reads no sums, and therefore judges nothing
+    assert "coar run" in said
+    for text in (ran, said):
+        assert "complete" not in text
+        assert "more where" not in text
+
+
+def test_run_and_fit_say_how_good_weights_are(works, write_spec, tmp_path):
+    study = tmp_path / "study"
+    assert "30 passes are rounded up to 40: a round of its 4 replicates has 20" in works(
+        "init", write_spec(passes=30), study
+    )
+    assert "complete, with an estimated correlation of 1" in works("run", study)
+    assert "50 passes are rounded up to 60" in works("extend", study, "--passes", 50)
+    assert "rounded" not in works("extend", study, "--passes", 80)
+    fitted = works("fit", study, "--calibrate", 20)
+    assert "40 passes, estimated correlation 1.000" in fitted
+    assert "40 of 80 passes asked for; `coar run` does the rest" in fitted
+    assert re.search(r"calibrated on 20 real ablations: slope 1\.000 \[1\.000, 1\.000\]", fitted)
 
 
 def test_a_missed_target_is_a_warning_of_one_line(coar, write_spec, tmp_path):
@@ -187,6 +209,8 @@ def test_a_missed_target_is_a_warning_of_one_line(coar, write_spec, tmp_path):
     status, out, err = coar("run", study)
     assert status == 0
     assert "20 of 20 passes" in out
+    assert "target error 1e-12 not reached: " in out
+    assert "complete" not in out
     assert "coar: warning: 20 passes have not reached the target (error 1e-12)" in err
     assert ".py" not in err
 
@@ -258,7 +282,7 @@ def test_a_fit_after_an_extension_says_what_to_do(works, fails, study):
 def test_options_of_a_regression_are_named(fails, study, options):
     err = fails("fit", study, *options, status=2)
     assert options[0] in err
-    assert "not fitted to rows" in err
+    assert "not fitted to rows. Leave it out" in err.replace("\n", " ")
     assert not (study / "attributions").exists()
 
 
@@ -269,13 +293,17 @@ def test_options_of_gate_gradients_are_refused_for_rows(works, fails, write_spec
     study = tmp_path / "rows"
     works("init", write_spec(change=rows), study)
     for options in (("--passes", 40), ("--examples", "0:2"), ()):
-        assert "grows by rows" in fails("extend", study, *options)
+        err = fails("extend", study, *options)
+        assert "grows by rows" in err
+        assert f"coar extend {study} --num-rows 40" in err
     for options in (("--pool",), ("--calibrate", 60)):
         assert "gate gradients" in fails("fit", study, *options, status=2)
 
 
 def test_senseless_extensions_are_named(fails, study):
-    assert "no rows" in fails("extend", study, "--num-rows", 90)
+    err = fails("extend", study, "--num-rows", 90)
+    assert "no rows" in err
+    assert f"coar extend {study} --passes 40" in err
     assert "only grow" in fails("extend", study, "--passes", 20)
     assert "only grow" in fails("extend", study)
     assert "each once" in fails("extend", study, "--examples", "0:3")
@@ -308,7 +336,27 @@ def test_a_folder_of_another_kind_is_refused(fails, write_spec, study):
 
     err = fails("init", write_spec(change=rows), study)
     assert "another kind of study" in err
-    assert "coar.GateGradientStudy" in err
+    assert "coar init SPEC DIRECTORY" in err
+    assert "coar.GateGradientStudy" not in err  # who types commands has folders
+
+
+def test_pooled_attributions_are_refused_for_edits_for_what_they_are(works, fails, study, tmp_path):
+    works("fit", study, "--pool")
+    for what in (("--misread",), ("--target", "e0")):
+        err = fails("edit", study, *what, "--save-to", tmp_path / "fix.json")
+        assert "pooled attributions are not for edits" in err
+
+
+def test_an_edit_takes_the_only_attributions_and_does_not_choose_among_several(works, fails, study, tmp_path):
+    edit = ("edit", study, "--target", "e0", "--save-to", tmp_path / "fix.json")
+    assert "make them first: `coar fit" in fails(*edit)
+    works("fit", study)
+    assert "ablating 1 of 8 components: hidden[3]" in works(*edit)
+    works("fit", study, "--name", "second")
+    err = fails("edit", study, "--target", "e0", "--save-to", tmp_path / "other.json")
+    assert "several attributions" in err
+    assert "--name with one of: gate-gradients, second" in err
+    works("edit", study, "--target", "e0", "--name", "second", "--save-to", tmp_path / "other.json")
 
 
 CHANGES = {
