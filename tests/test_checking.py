@@ -16,7 +16,7 @@ from coar.attributions import Attributions
 from coar.checking import calibrate, check
 from coar.checking.audit import audit, choose_components, midpoints
 from coar.checking.figures import Estimate, ceiling_of, correlation_of, r2_of, slope_of
-from coar.checking.findings import problems_of_audit
+from coar.checking.findings import problems_of_audit, problems_of_rows
 from coar.designs import EVALUATION, FIT, Bernoulli
 from coar.errors import AxisError, FitError, OutputError, SettingError
 from coar.metrics import per_column
@@ -191,6 +191,47 @@ def test_jumps_and_cut_graphs_are_found_and_named(name, seed):
     assert "coar.Study" in problems[-1]
 
 
+def test_groups_that_nobody_looked_at_are_counted():
+    experiment = cases.make_case("grouped").experiment()  # 5 groups
+    attributions = attributions_of(experiment, provenance={"ablation_fraction": 0.2})
+
+    def remarks(count):
+        found = quiet(experiment, attributions, num_rows=3, audited=True, num_audited=count)
+        return [text for text in found.remarks if "groups were not audited" in text]
+
+    assert remarks(3) == ["2 of 5 groups were not audited: num_audited=5 looks at each"]
+    assert remarks(5) == remarks(20) == []
+
+
+class Leaking(Parallel):
+    """Two branches, of one of which 30 % of the gradient are left."""
+
+    def __init__(self, offset):
+        super().__init__(cut=True)
+        self.offset = offset
+
+    def forward(self, x):
+        other = torch.tanh(self.cut(x))
+        other = 0.3 * other + 0.7 * other.detach()
+        return self.head(torch.tanh(self.open(x)) + other)[:, 0] + self.offset
+
+
+def test_what_rounding_hides_is_said_and_not_taken_for_agreement():
+    def remarks(offset):
+        experiment = experiment_of(Leaking(offset))
+        attributions = attributions_of(experiment, provenance={"ablation_fraction": 0.2})
+        found = quiet(experiment, attributions, num_rows=3, audited=True, num_audited=12)
+        hidden = [text for text in found.remarks if "rounding of the outputs hides" in text]
+        return len(found.audit.disagreeing), sum(one.hidden for one in found.audit.components), hidden
+
+    wrong, hidden, said = remarks(0.0)
+    assert (wrong, hidden, said) == (6, 0, [])
+    wrong, hidden, (said,) = remarks(1e6)
+    assert wrong == 0
+    assert hidden >= 10  # a few components' differences are rounded to 0
+    assert f"{hidden} of 12 audited" in said
+
+
 def test_only_the_branch_that_is_cut_is_named():
     found = audit_of(experiment_of(Parallel(cut=True)), num_audited=12)
     assert {one.group for one in found.disagreeing} == {"cut"}
@@ -354,6 +395,28 @@ def test_figures_are_those_of_the_columns():
     assert slope.low < slope.value < slope.high
 
 
+@pytest.mark.parametrize("offset", [0, 1e6, -1e9])
+@pytest.mark.parametrize("size", [1, 1e-3])
+def test_an_offset_does_not_change_the_slope(offset, size):
+    """Predictions far from 0 move as well as others, down to the rounding of their numbers."""
+    masks = np.random.default_rng(0).random((60, 8)) < 0.9
+    truth = offset + size * (masks @ np.ones((8, 3)))
+    found = slope_of(truth, truth, 0)
+    assert found.to_json() == pytest.approx([1, 1, 1])
+    assert slope_of(truth, 2 * truth, 0).value == pytest.approx(0.5)
+    assert np.isnan(slope_of(truth, np.full_like(truth, offset + 0.1), 0).value)
+    noise = np.random.default_rng(1).integers(-2, 3, truth.shape) * np.spacing(offset + 0.1)
+    assert np.isnan(slope_of(truth, offset + 0.1 + noise, 0).value)  # rounding does not move
+
+
+def test_a_slope_that_is_not_known_is_a_problem():
+    sure = Estimate(0.9, 0.8, 0.95)
+    assert problems_of_rows(sure, Estimate(1.0, 0.9, 1.1)) == []
+    for slope in (Estimate(*[float("nan")] * 3), Estimate(float("inf"), 0.9, float("inf"))):
+        (problem,) = problems_of_rows(sure, slope)
+        assert "the slope is not known" in problem
+
+
 def test_the_slope_has_the_interval_that_it_needs():
     """Over repetitions the truth is inside as often as promised."""
     inside = 0
@@ -486,6 +549,21 @@ def test_gate_gradients_pass_and_know_their_ceiling():
     assert all(word in checked.summary() for word in words)
 
 
+def test_wrong_derivatives_tell_no_ceiling():
+    """Replicates agree about them as well as about right ones."""
+    for first, known in ((torch.tanh, True), (jump_relu, False)):
+        experiment = experiment_of(Deep(first), examples=20)
+        found = coar.gradients.gate_gradients(experiment, 0.1, passes=200, progress=False)
+        checked = quiet(experiment, found)
+        assert bool(checked.audit.disagreeing) is not known
+        assert (checked.ceiling is not None) is known
+        assert ("linear ceiling" in checked.summary()) is known
+        assert (checked.to_json()["ceiling"] is not None) is known
+        assert ("the ceiling is not known where derivatives are wrong" in checked.summary()) is not known
+        unaudited = quiet(experiment, found, audited=False)  # nobody knows: so it is believed
+        assert unaudited.ceiling is not None
+
+
 def test_more_noise_than_signal_gives_no_ceiling():
     correlation, truth, weights, figures, _ = noisy_weights(1.0)
     signal = figures["signal"]
@@ -551,6 +629,26 @@ def test_too_large_weights_come_back_to_scale():
     means = experiment.prepare(CPU)(masks)["score"].mean(axis=0)
     assert found.predict(masks).mean(axis=0) == pytest.approx(means, abs=1e-5)
     assert quiet(experiment, found).slope.value == pytest.approx(1, abs=0.15)
+
+
+def test_calibration_is_paid_for_and_everything_is_in_its_scale():
+    experiment = experiment_of(Deep(), examples=20)
+    made = coar.gradients.gate_gradients(experiment, 0.1, passes=40, progress=False)
+    found = calibrate(experiment, made, num_rows=30, progress=False)
+    slope = found.provenance["calibration"]["slope"]
+    assert abs(slope - 1) > 1e-3  # or nothing is told
+    assert made.provenance["forwards"] == 3 * 40
+    assert found.provenance["forwards"] == 3 * 40 + 30
+    assert found.provenance["error"] == pytest.approx(slope * made.provenance["error"])
+    assert found.provenance["error"] == pytest.approx(np.median(np.median(found.errors, axis=1)), rel=1e-5)
+    for name in ("signal", "noise", "agreement"):
+        assert found.detail(name) == pytest.approx(slope**2 * made.detail(name), rel=1e-5)
+    assert found.provenance["correlation"] == made.provenance["correlation"]
+    by_hand = attributions_of(experiment, made.weights, provenance={"ablation_fraction": 0.1})
+    assert calibrate(experiment, by_hand, progress=False).provenance.keys() == {
+        "ablation_fraction",
+        "calibration",
+    }
 
 
 def test_the_slope_is_inside_of_its_interval():

@@ -1,5 +1,7 @@
 """What gate gradients refuse, in memory and as a study, and what they say: nothing is left behind."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,20 @@ from torch import nn
 
 import coar
 from coar.designs import FixedSize
-from coar.errors import CoarError, ComponentError, OutputError, SettingError, SpecError, StudyError, TaskError
+from coar.errors import (
+    CoarError,
+    CoarWarning,
+    ComponentError,
+    OutputError,
+    SettingError,
+    SpecError,
+    StudyError,
+    TaskError,
+)
 from coar.gradients import GateGradientStudy, gate_gradients, plan_gate_gradients
+from coar.gradients.draws import GateDraws
+from coar.gradients.schedule import Schedule
+from coar.gradients.weights import classes_of
 from coar.spec import StudySpec
 from coar.studies import open_study
 from coar.testing import SubsetMean
@@ -157,6 +171,15 @@ class TestSettings:
             {"target_error": 0.0},
             {"target_error": -1.0},
             {"target_error": float("inf")},
+            {"target_error": "1"},
+            {"target_error": True},
+            {"target_correlation": "x"},
+            {"target_correlation": 2},
+            {"target_correlation": -1},
+            {"batch_size": 0},
+            {"batch_size": "x"},
+            {"precision": "int8"},
+            {"examples": 5},
             {"examples": []},
             {"examples": [0, 0]},
             {"examples": [-1]},
@@ -171,8 +194,57 @@ class TestSettings:
         with refused(SettingError, name):
             gate_gradients(experiment, FRACTION, output="value", progress=False, **wrong)
         with refused(SettingError, name):
-            GateGradientStudy.create(tmp_path / "s", experiment, FRACTION, **OPTIONS, **wrong)
+            plan_gate_gradients(experiment, FRACTION, **wrong)
+        with refused(SettingError, name):
+            GateGradientStudy.create(tmp_path / "s", experiment, FRACTION, **(OPTIONS | wrong))
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("wrong", "words"),
+        [
+            ({"target_correlation": 2}, ("above 0 and below 1", "2", "0.95")),
+            ({"target_error": "1"}, ("above 0", "'1'", "output units")),
+            ({"pool": "yes"}, ("pool", "True or False", "'yes'")),
+            ({"directory": 5}, ("directory", "a path", "5")),
+            ({"precision": "int8"}, ("precision", "float32 or", "bfloat16", "'int8'")),
+            ({"precision": None}, ("precision", "None")),
+            ({"examples": 5}, ("positions from 0 to 11", "5", "[0, 1, 2]")),
+        ],
+    )
+    def test_in_memory_says_what_was_expected_and_got(self, experiment, wrong, words):
+        with refused(SettingError, *words, "expected:", "got:", "to do:"):
+            gate_gradients(experiment, FRACTION, output="value", progress=False, **wrong)
+
+    @pytest.mark.parametrize(
+        ("label", "words"),
+        [
+            (["a", None, "b", "a", "b", None], ("2 of 6", "1, 5", '"unlabelled"', "pool=False")),
+            ([0.0, 1.0, 0.0, float("nan"), 1.0, 0.0], ("1 of 6", "NaN", "3")),
+            (np.array(["a", np.nan, "b", "a", "b", "b"], object), ("1 of 6", "NaN", "1")),
+            (np.array(["a", 1, "b", "a", "b", "b"], object), ("one class per example", "one type")),
+            ([{"a": 1}, {"b": 1}] * 3, ("one class per example",)),
+        ],
+    )
+    def test_pooling_needs_labels_and_says_so_before_any_pass(self, tmp_path, label, words):
+        whole = experiment_of(network(), first)
+        task = coar.Task(
+            whole.task.model, whole.task.dataset, {"value": first}, metadata={"label": label}, device="cpu"
+        )
+        experiment = coar.ComponentAblation(task, whole.component_set)
+        for more in ({}, {"directory": tmp_path / "s"}):
+            with refused(SettingError, *words):
+                gate_gradients(experiment, FRACTION, passes=20, pool=True, progress=False, **more)
+        assert list(tmp_path.iterdir()) == []
+        assert gate_gradients(experiment, FRACTION, passes=20, progress=False).provenance["pooled"] is False
+
+    def test_labels_of_pandas_that_are_missing_are_found(self):
+        pandas = pytest.importorskip("pandas")
+        axis = experiment_of(network(), first).columns["value"]
+        frame = pandas.DataFrame({"label": pandas.array([1, 2, None, 1, 2, 2], "Int64")})
+        with refused(SettingError, "1 of 6", "2"):
+            classes_of(frame, axis)
+        frame = pandas.DataFrame({"label": pandas.Categorical(["b", "a", "a", "b", "c", "a"])})
+        assert classes_of(frame, axis).tolist() == [1, 0, 0, 1, 2, 0]
 
     @pytest.mark.parametrize(
         ("wrong", "words"),
@@ -194,7 +266,7 @@ class TestSettings:
         assert study.run(progress=False).examples == 3
 
     def test_in_memory_needs_no_executor_and_has_limits(self, experiment):
-        with refused(SettingError, "executor", "directory="):
+        with refused(SettingError, "executor", "directory=", "to do:", "leave executor= away"):
             gate_gradients(experiment, FRACTION, output="value", executor=coar.Serial())
         large = make_experiment(300, width=60)
         with refused(SettingError, "do not fit in memory", "directory=", "examples="):
@@ -218,6 +290,42 @@ class TestSettings:
         model.train()
         with refused(TaskError, "train"):
             gate_gradients(experiment, FRACTION, passes=20, progress=False)
+
+
+class TestLargeRounds:
+    """At a tiny fraction the least that there can be is far more than was asked for."""
+
+    @pytest.mark.parametrize(
+        ("fraction", "options", "spent", "asked"),
+        [
+            (0.001, {"passes": 20}, "1,000", "20"),  # two replicates
+            (0.001, {"passes": 20, "target_error": 0.1}, "2,000", "20"),
+            (0.001, {"passes": "auto"}, "2,000", "400"),
+            (0.999, {"passes": 300}, "1,000", "300"),
+        ],
+    )
+    def test_warns_of_what_will_be_spent(self, fraction, options, spent, asked):
+        with pytest.warns(
+            CoarWarning, match=f"{spent} passes will be made, not {asked}: .* 500 passes"
+        ) as said:
+            schedule = Schedule(GateDraws(fraction, 0, 8), **options)
+        assert len(said) == 1
+        assert f"{schedule.passes(schedule.most):,}" == spent
+
+    @pytest.mark.parametrize(
+        ("fraction", "passes"), [(0.001, 400), (0.002, "auto"), (0.05, 1), (0.1, 1), (0.02, 20)]
+    )
+    def test_up_to_three_times_or_few_are_no_surprise(self, fraction, passes):
+        Schedule(GateDraws(fraction, 0, 8), passes)  # warnings are errors
+
+    def test_one_warning_is_shown_when_a_study_is_made_and_none_when_it_goes_on(self, tmp_path, experiment):
+        options = {"passes": 1, "outputs": ["value"], "examples": [0]}
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("default")  # as users have it
+            study = GateGradientStudy.create(tmp_path / "s", experiment, 0.01, **options)
+        assert ["100 passes will be made, not 1" in str(one.message) for one in said] == [True]
+        assert study.schedule.passes(study.schedule.most) == 100
+        assert GateGradientStudy.open(study.directory).schedule.most == 1
 
 
 class TestSpecs:

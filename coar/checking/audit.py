@@ -93,13 +93,14 @@ def audit(
         rows=len(chosen) + 1,
         passes=path.passes,
         examples=len(examples),
+        num_groups=len(_occupied(experiment)),
     )
 
 
 def choose_components(experiment: ComponentAblation, count: int, seed: int) -> list[int]:
     """Flat indices: one of each group in random order, then a second one of each, ..."""
     queues = []
-    slices = [flat for _, flat in experiment.component_set.slices()]
+    slices = _occupied(experiment)
     for place in permutation(seed, f"{AUDIT}: groups", 0, len(slices)):
         flat = slices[place]
         own = permutation(seed, f"{AUDIT}: components", int(place), flat.stop - flat.start)
@@ -107,6 +108,11 @@ def choose_components(experiment: ComponentAblation, count: int, seed: int) -> l
     longest = max(len(queue) for queue in queues)
     turns = (queue[turn] for turn in range(longest) for queue in queues if turn < len(queue))
     return [component for component, _ in zip(turns, range(count), strict=False)]
+
+
+def _occupied(experiment: ComponentAblation) -> list[slice]:
+    """Flat indices of each group that has components."""
+    return [flat for _, flat in experiment.component_set.slices() if flat.stop > flat.start]
 
 
 def _choose_examples(attributions: Attributions, count: int, seed: int) -> np.ndarray:
@@ -196,7 +202,8 @@ class _Path:
         lacking = np.abs(exact - integral)
         last = len(along) == NODES[-1]
         unsure = np.abs(np.diff(along, axis=0)).sum(axis=0) / (2 * len(along)) if last else 0.0
-        allowed = TOLERANCE * _norm(size) + rounding * np.sqrt(exact.size)
+        hidden = rounding * float(np.sqrt(exact.size))
+        allowed = TOLERANCE * _norm(size) + hidden
         name, effect = self.experiment.components.names[component], _norm(size)
         return Audited(
             name=name,
@@ -204,6 +211,7 @@ class _Path:
             exact=exact,
             integral=integral,
             nodes=len(along),
+            rounding=hidden,
             missed=_norm(lacking) / effect if effect else 0.0,
             agrees=bool(_norm(np.maximum(lacking - unsure, 0.0)) <= allowed),  # False for NaN
         )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+HIDDEN = 0.5  # of an effect: where rounding is more, the audit does not see what is missing
+
 
 @dataclass(frozen=True)
 class Audited:
@@ -17,6 +19,7 @@ class Audited:
         exact: output with it minus output without it, from real ablations, [columns].
         integral: of the derivative by its gate, [columns].
         nodes: of the integral.
+        rounding: that comparing allows for, in the units of `effect`.
         missed: what the integral lacks, as a share of the effect (root of sums of squares over columns).
         agrees: whether that is within tolerance, rounding and the error of the integral.
     """
@@ -26,6 +29,7 @@ class Audited:
     exact: np.ndarray
     integral: np.ndarray
     nodes: int
+    rounding: float
     missed: float
     agrees: bool
 
@@ -33,6 +37,12 @@ class Audited:
     def still(self) -> bool:
         """Whether the derivative is 0 although the component has an effect."""
         return not self.integral.any() and bool(self.exact.any())
+
+    @property
+    def hidden(self) -> bool:
+        """Whether a component with an effect could lose half of it unseen, for rounding of the outputs."""
+        effect = max(float(np.linalg.norm(self.exact)), float(np.linalg.norm(self.integral)))
+        return effect > 0 and self.rounding > HIDDEN * effect
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Audit:
         rows: real ablations that were run.
         passes: forward and backward passes of single examples.
         examples: how many were looked at.
+        num_groups: of the experiment, audited or not.
     """
 
     components: tuple[Audited, ...]
@@ -60,6 +71,12 @@ class Audit:
     rows: int
     passes: int
     examples: int
+    num_groups: int
+
+    @property
+    def unaudited_groups(self) -> int:
+        """Groups none of whose components was looked at."""
+        return self.num_groups - len({one.group for one in self.components})
 
     @property
     def disagreeing(self) -> list[Audited]:

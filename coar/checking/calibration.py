@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -45,7 +48,8 @@ def calibrate(
         progress: show a bar.
 
     Returns:
-        New attributions; `provenance["calibration"]` has rows, seed, stream, slope and its 95 % interval.
+        New attributions; `provenance["calibration"]` has rows, seed, stream, slope and its 95 % interval;
+        "forwards", where there, counts the rows, and "error" is at the new scale.
 
     Raises:
         AxisError: attributions of another model, other components or other columns.
@@ -95,7 +99,7 @@ def _scaled(attributions: Attributions, rows: HeldOut, slope: float, said: dict[
     moved = rows.predicted.mean(axis=0) - base  # what the weights add on average
     errors = attributions.errors
     details = {name: attributions.detail(name) for name in next(attributions.blocks()).details or {}}
-    for name in {"signal", "agreement"} & details.keys():  # squares of weights
+    for name in {"signal", "noise", "agreement"} & details.keys():  # squares of weights
         details[name] = details[name] * slope**2
     return Attributions(
         attributions.weights * slope,
@@ -105,5 +109,15 @@ def _scaled(attributions: Attributions, rows: HeldOut, slope: float, said: dict[
         attributions.output,
         errors=None if errors is None else errors * slope,
         details=details,
-        provenance=attributions.provenance | {"calibration": said},
+        provenance=_provenance(attributions.provenance, slope, said),
     )
+
+
+def _provenance(known: Mapping[str, Any], slope: float, said: Mapping[str, Any]) -> dict[str, Any]:
+    """That of the attributions, at the new scale, with the cost of the rows."""
+    changed: dict[str, Any] = {"calibration": dict(said)}
+    if "forwards" in known:
+        changed["forwards"] = known["forwards"] + said["rows"]
+    if isinstance(known.get("error"), float):  # in output units
+        changed["error"] = known["error"] * slope
+    return dict(known) | changed

@@ -14,6 +14,7 @@ from coar.metrics import COLUMN_BLOCK, bootstrap_means, interval, pearson
 from coar.randomness import integers
 
 DRAWS = 500
+_ROUNDING = 64 * float(np.finfo(np.float64).eps)  # of a prediction: what moves less does not move
 _STILL = 0.01  # a column whose variance is below this share of the median's does not tell its ceiling
 
 
@@ -31,6 +32,11 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @property
+    def known(self) -> bool:
+        """Whether value and interval are numbers."""
+        return bool(np.isfinite(self.to_json()).all())
 
     def to_json(self) -> list[float]:
         """Value, low, high."""
@@ -69,7 +75,8 @@ def slope_of(truth: np.ndarray, predicted: np.ndarray, seed: int) -> Estimate:
         mean_y, mean_p = every @ y, every @ p
         product += every @ (y * p).sum(axis=1) - (mean_y * mean_p).sum(axis=1)
         square += every @ (p * p).sum(axis=1) - (mean_p**2).sum(axis=1)
-    tiny = 1e-12 * max(float((predicted**2).sum() / len(truth)), 1e-300)
+    # A draw of equal rows leaves rounding, and so do predictions that are the same whatever is ablated.
+    tiny = max(1e-12 * float(square[0]), _ROUNDING**2 * float((predicted**2).mean(axis=0).sum()), 1e-300)
     slopes = np.divide(product, square, out=np.full(len(every), np.nan), where=square > tiny)
     return Estimate(float(slopes[0]), *interval(slopes[1:]))
 

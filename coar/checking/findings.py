@@ -21,6 +21,8 @@ def problems_of_rows(correlation: Estimate, slope: Estimate) -> list[str]:
         return ["no column in which both the outputs and the predictions move under ablation"]
     if not correlation.low > 0:
         return [f"predictions are not known to have to do with the outputs: correlation {correlation}"]
+    if not slope.known:
+        return [f"the slope is not known ({slope}): predictions move too little, or are not finite"]
     low, high = CALIBRATED
     if slope.high < low or slope.low > high:
         return [
@@ -64,15 +66,41 @@ def remarks_on(
     undefined: int, correlation: Estimate, ceiling: Estimate | None, found: Audit | None
 ) -> list[str]:
     """What is no reason for distrust; `undefined` counts columns without a correlation."""
+    said = _remarks_on_rows(undefined, correlation, ceiling)
+    if found is None:
+        return said
+    said += _remarks_on_audit(found)
+    return said + [f"gates of {group} stay at the layer: {why}" for group, why in found.fallen.items()]
+
+
+def _remarks_on_rows(undefined: int, correlation: Estimate, ceiling: Estimate | None) -> list[str]:
     said = []
     if undefined:
         said.append(f"{undefined} columns are constant in truth or prediction, and left out")
     if ceiling is not None and correlation.value < ENOUGH * ceiling.value:
         said.append("the best linear model would predict better: more passes are worth their time")
-    if found and not any(one.exact.any() or one.integral.any() for one in found.components):
+    return said
+
+
+def _remarks_on_audit(found: Audit) -> list[str]:
+    """What the audit has not looked at, or could not see."""
+    said = []
+    if problems_of_audit(found):
+        said.append("the ceiling is not known where derivatives are wrong")
+    if found.unaudited_groups:
+        said.append(
+            f"{found.unaudited_groups} of {found.num_groups} groups were not audited: "
+            f"num_audited={found.num_groups} looks at each"
+        )
+    if not any(one.exact.any() or one.integral.any() for one in found.components):
         said.append("no audited component has an effect on the examples looked at: the audit says nothing")
-    fallen = found.fallen if found else {}
-    return said + [f"gates of {group} stay at the layer: {why}" for group, why in fallen.items()]
+    hidden = [one for one in found.components if one.hidden]
+    if hidden:
+        said.append(
+            f"rounding of the outputs hides the effects of {len(hidden)} of {len(found.components)} audited "
+            "components, of which the audit says nothing: subtract what is constant in the outputs"
+        )
+    return said
 
 
 def audit_lines(found: Audit) -> list[str]:

@@ -36,7 +36,7 @@ class Check:
         slope: of true on predicted deviations, all columns together; 1 = calibrated.
         r2: median over columns, in output units.
         ceiling: correlation of the best linear model; None where it is not known (only attributions with
-            independent replicates tell).
+            independent replicates tell), or derivatives are wrong.
         audit: of gate derivatives; None where there was none.
         problems: why the attributions should not be trusted, one text each.
         remarks: what else a careful reader would want to know.
@@ -137,7 +137,8 @@ def check(
         attributions: of all or some columns of one of its outputs.
         num_rows: fresh ablations, in a stream of their own: never rows of a fit, of `coar.evaluate` or of
             `calibrate`.
-        num_audited: components in the audit, from as many groups as possible; see `coar.checking.audit`.
+        num_audited: components in the audit, from as many groups as possible; see `coar.checking.audit`. A
+            remark says how many would look at each group.
         num_examples: examples in the audit.
         seed: of rows, audit and bootstrap.
         ablation_fraction: of the rows; default the one that the attributions were made for.
@@ -195,8 +196,11 @@ def _judged(
 ) -> Check:
     correlation = correlation_of(rows.truth, rows.predicted, seed)
     slope = slope_of(rows.truth, rows.predicted, seed)
-    ceiling = _ceiling(attributions, correlation, rows) if own_fraction(attributions) == fraction else None
-    problems = problems_of_rows(correlation, slope) + (problems_of_audit(found) if found else [])
+    wrong = problems_of_audit(found) if found else []
+    # Replicates agree about what wrong derivatives give: they do not tell what the best linear model is.
+    known = not wrong and own_fraction(attributions) == fraction
+    ceiling = _ceiling(attributions, correlation, rows) if known else None
+    problems = problems_of_rows(correlation, slope) + wrong
     undefined = int(np.isnan(pearson(rows.truth, rows.predicted)).sum())
     return Check(
         output=attributions.output,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +14,17 @@ from coar.attributions import Attributions
 from coar.errors import SettingError
 from coar.executors.base import Executor
 from coar.experiments.ablation import ComponentAblation
+from coar.experiments.private_model import DTYPES
 from coar.gradients.draws import GateDraws
 from coar.gradients.in_memory import InMemory
 from coar.gradients.passes import GatePasses, require_gradients
 from coar.gradients.planning import GatePlan, plan_passes
 from coar.gradients.schedule import Passes, Schedule
 from coar.gradients.study import GateGradientStudy
-from coar.gradients.weights import chosen_examples
+from coar.gradients.weights import chosen_examples, classes_of
 from coar.regression.memory import memory_bytes
 from coar.rows import require_output
+from coar.settings import whole_number
 
 
 def gate_gradients(
@@ -85,11 +89,19 @@ def gate_gradients(
     Attributions(700 columns x 312 components, output='margin', by gate gradients)
     """
     require_gradients(experiment)
+    _require_execution(batch_size, precision)
+    _require_kind("pool", pool, bool | np.bool_, "True or False")
+    _require_kind("directory", directory, str | PathLike | None, "a path, as text or pathlib.Path, or None")
     name = require_output(output, list(experiment.columns))
+    if pool:
+        classes_of(experiment.task.metadata, experiment.columns[name])  # before passes, not after them
     if directory is None:
         if executor is not None:
             raise SettingError(
-                "an executor needs a study to fill", expected="directory=", got="directory=None"
+                "an executor needs a study to fill",
+                expected="directory=",
+                got="directory=None",
+                todo="name a folder with directory=, or leave executor= away to stay in this process",
             )
         run = InMemory(experiment, ablation_fraction, seed, name, (device, batch_size, precision))
         chosen = chosen_examples(examples, len(experiment.task))
@@ -128,9 +140,32 @@ def plan_gate_gradients(
 ) -> GatePlan:
     """What gate gradients would cost, from a few measured passes; arguments as of `gate_gradients`."""
     require_gradients(experiment)
+    _require_execution(batch_size, precision)
     draws = GateDraws(ablation_fraction, 0, len(experiment.components))
     schedule = Schedule(draws, passes, target_correlation, target_error)
     names = [require_output(name, list(experiment.columns)) for name in outputs or experiment.columns]
     engine = GatePasses(experiment, names, experiment.device, batch_size, precision)
     chosen = np.array(chosen_examples(examples, len(experiment.task)))
     return plan_passes(engine, draws, chosen, schedule)
+
+
+def _require_execution(batch_size: Any, precision: Any) -> None:
+    if batch_size is not None:
+        whole_number(batch_size, "batch_size")
+    if precision not in tuple(DTYPES):
+        raise SettingError(
+            "unknown precision",
+            expected=" or ".join(DTYPES),
+            got=repr(precision),
+            todo='precision="float32", unless memory or time are short',
+        )
+
+
+def _require_kind(name: str, value: Any, kind: Any, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise SettingError(
+            f"{name} is of the wrong kind",
+            expected=expected,
+            got=repr(value),
+            todo=f"{name}= takes {expected}",
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 from coar.errors import CoarWarning, SettingError
 from coar.gradients.draws import GateDraws
@@ -13,6 +14,7 @@ from coar.settings import whole_number
 
 ENOUGH = 0.95  # correlation with the predictions of exact weights at which passes="auto" stops
 MOST_PASSES = 400  # of passes="auto"
+FEW_PASSES = 40  # fewer surprise nobody, however few were asked for
 
 Passes = int | Literal["auto"]
 
@@ -44,8 +46,8 @@ class Schedule:
     ) -> None:
         if isinstance(passes, str) and passes != "auto":
             raise SettingError("passes", expected='a whole number above 0, or "auto"', got=repr(passes))
-        _require(target_correlation is None or 0 < target_correlation < 1, "target_correlation", "0 to 1")
-        _require(target_error is None or 0 < target_error < float("inf"), "target_error", "above 0")
+        _require(target_correlation, "target_correlation", 1.0, "0.95 is usual; passes=N takes so many")
+        _require(target_error, "target_error", float("inf"), "in output units: what an effect may be off by")
         most = MOST_PASSES if passes == "auto" else whole_number(passes, "passes")
         if passes == "auto" and target_correlation is None and target_error is None:
             target_correlation = ENOUGH
@@ -55,6 +57,8 @@ class Schedule:
         self.replicates = replicates or few
         self.per_round = self.replicates * draws.passes_per_round
         self.most = -(-most // self.per_round)
+        if replicates is None:  # who goes on with a study was told when it was made
+            self._warn_of_large_rounds(most, draws)
 
     @property
     def adaptive(self) -> bool:
@@ -81,6 +85,19 @@ class Schedule:
             return None
         return min(2 * rounds, self.most)
 
+    def _warn_of_large_rounds(self, asked: int, draws: GateDraws) -> None:
+        """Warn where the least that there can be is far more than was asked for."""
+        spent = self.most * self.per_round
+        if spent > max(3 * asked, FEW_PASSES):
+            # Located here, whoever asks: a study makes several schedules, and one warning is shown.
+            warnings.warn(
+                f"{spent:,} passes will be made, not {asked:,}: at an ablation fraction of "
+                f"{draws.ablation_fraction:g} a round takes {draws.passes_per_round:,} passes, and there are "
+                f"{self.replicates} replicates. A larger ablation_fraction takes fewer",
+                CoarWarning,
+                stacklevel=1,
+            )
+
     def warn_missed(self, rounds: int, found: Progress) -> None:
         """Warn if passes ended before the target."""
         if self.adaptive and not self.met(found):
@@ -94,6 +111,10 @@ class Schedule:
             )
 
 
-def _require(fine: bool, name: str, expected: str) -> None:
-    if not fine:
-        raise SettingError(f"{name} out of range", expected=expected)
+def _require(value: Any, name: str, below: float, todo: str) -> None:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is None or (number and 0 < value < below):
+        return
+    raise SettingError(
+        f"{name} out of range", expected=f"a number above 0 and below {below:g}", got=repr(value), todo=todo
+    )

@@ -134,11 +134,34 @@ def example_columns(axis: Axis, blocks: Sequence[Sequence[int]]) -> list[np.ndar
 
 
 def classes_of(metadata: Any, axis: Axis) -> np.ndarray:
-    """Class of each column, counted from 0: the task's `label`, or one for all."""
+    """Class of each column, counted from 0: the task's `label`, or one for all.
+
+    Raises:
+        SettingError: some examples have no label (None or NaN), or labels are of several types.
+    """
     if metadata is None or "label" not in metadata:
         return np.zeros(len(axis), np.int64)
-    labels = np.unique(np.asarray(metadata["label"]), return_inverse=True)[1]
-    return np.asarray(labels)[axis.fields["example"]]
+    import pandas  # a task's metadata are a table of it
+
+    labels = np.asarray(metadata["label"])
+    missing = np.flatnonzero(pandas.isna(labels)).tolist()
+    if missing:
+        raise SettingError(
+            "pooling needs the class of every example",
+            expected="a label for each",
+            got=f"{len(missing):,} of {len(labels):,} without one (None or NaN): {str(missing)[1:-1]:.60}",
+            todo='give them a label of their own, "unlabelled" say, or pool=False',
+        )
+    try:
+        found = np.unique(labels, return_inverse=True)[1]
+    except (TypeError, ValueError):  # 1 and "a" have no order, arrays neither
+        raise SettingError(
+            "pooling needs one class per example",
+            expected="labels of one type, all numbers or all texts",
+            got=f"{labels.tolist()!r:.60}",
+            todo="mend metadata['label'], or pool=False",
+        ) from None
+    return np.asarray(found)[axis.fields["example"]]
 
 
 def chosen_examples(examples: Sequence[int] | None, count: int, taken: Sequence[int] = ()) -> tuple[int, ...]:
@@ -146,10 +169,11 @@ def chosen_examples(examples: Sequence[int] | None, count: int, taken: Sequence[
     if examples is None:
         return tuple(range(count))
     try:
-        found = [operator.index(example) for example in examples]
-    except TypeError:  # 1.5, "a", [1]
-        found = []
-    if any(isinstance(example, bool | np.bool_) for example in examples):  # a mask, not positions
+        asked = list(examples)
+        found = [operator.index(example) for example in asked]
+    except TypeError:  # 5, or a list of 1.5, "a", [1]
+        asked, found = [], []
+    if any(isinstance(example, bool | np.bool_) for example in asked):  # a mask, not positions
         found = []
     if not found or len({*found, *taken}) < len(found) + len(taken) or min(found) < 0 or max(found) >= count:
         raise SettingError(
@@ -157,5 +181,6 @@ def chosen_examples(examples: Sequence[int] | None, count: int, taken: Sequence[
             expected=f"positions from 0 to {count - 1}, each once"
             + (", none of them there" if taken else ""),
             got=f"{examples!r:.80}",
+            todo="examples=[0, 1, 2], say, or range(100)",
         )
     return tuple(sorted(found))
