@@ -247,8 +247,8 @@ def _fit_gates(
     unfit = [option for option, value in given.items() if value]
     if unfit:
         raise typer.BadParameter(
-            f"{', '.join(unfit)}: gate gradients are not fitted to rows. "
-            f"Leave {'it' if len(unfit) == 1 else 'them'} out: `coar fit {study.directory}`; or fit a study of rows"
+            f"{', '.join(unfit)}: gate gradients are not fitted to rows. Leave "
+            f"{'it' if len(unfit) == 1 else 'them'} out: `coar fit {study.directory}`, or fit a study of rows"
         )
     path = study.attributions_path(name or NAME)
     if calibrate:

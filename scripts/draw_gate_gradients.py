@@ -148,7 +148,7 @@ def curve(one: Along, shown: int, ax: Any) -> None:
 
 
 def errors(found: list[Along], shown: int, ax: Any) -> None:
-    """Share of filters against the error of the derivative at the kept end."""
+    """Share of pairs against the error of the derivative at the kept end."""
     share = (np.arange(len(found[0].kept)) + 1) / len(found[0].kept)
     for place, one, colour in zip(PLACES, found, figures.COLOURS[1:4:2], strict=True):
         ordered, mine = np.sort(one.error), one.error[shown]
@@ -157,8 +157,11 @@ def errors(found: list[Along], shown: int, ax: Any) -> None:
     ax.set_xscale("log")
     ax.set_xlim(0.005, 10)
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
-    ax.set(xlabel="error of that derivative, of the effect", ylabel="share of filters with a smaller error")
-    ax.set_title(f"{len(share)} filters, one mask each")
+    ax.set(
+        xlabel="error of the patching derivative, relative to the effect",
+        ylabel="share of pairs with a smaller error",
+    )
+    ax.set_title(f"{len(share)} random pairs")
     ax.legend(frameon=False, loc="upper left")
 
 
