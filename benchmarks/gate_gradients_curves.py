@@ -93,10 +93,10 @@ class Bench:
                     shutil.copy(whole.store.path(item.index), part / "shards")
             return hybrid(coar.Study.open(part, self.experiment), prior, partial=True)
 
-    def fewest(self, output: str, seed: int) -> Attributions:
-        """Gate gradients of two rounds, the fewest that give errors."""
+    def alone(self, output: str, seed: int, passes: int) -> Attributions:
+        """Gate gradients of few passes, in two or three replicates where a study that goes on has four."""
         return coar.gate_gradients(
-            self.experiment, FRACTION, passes=20, seed=seed, output=output, progress=False
+            self.experiment, FRACTION, passes=passes, seed=seed, output=output, progress=False
         )
 
     def gates(

@@ -55,7 +55,7 @@ def gate_gradients(
         experiment: a component ablation whose output has gradients.
         ablation_fraction: of the ablations to predict, above 0 and below 1.
         passes: forward and backward passes over the examples, rounded up to whole rounds of 4 replicates
-            (fewer, 2 at least, where there are not passes for 4 rounds: errors are then coarse);
+            (3 or 2 where fewer than 8 rounds are asked for and that saves some: errors are then coarser);
             "auto" doubles them until the target is met, or at 400.
         target_correlation: stop where predictions correlate so well with those of exact weights (over
             columns, from replicates); "auto" without a target means 0.95.

@@ -28,8 +28,7 @@ class Schedule:
             correlation of 0.95 where none is given, and at most 400.
         target_correlation: stop where `Progress.correlation` is as large.
         target_error: stop where `Progress.error` is as small.
-        replicates: of a study that has some already; None = four, or, where fewer passes are asked for than
-            four rounds have and no target, as many as there are rounds, but two at least.
+        replicates: of a study that has some already; None = four with a target, else `replicates_for`.
 
     >>> schedule = Schedule(GateDraws(0.05, seed=0, num_components=8), passes=100)
     >>> schedule.first, schedule.passes(schedule.first)
@@ -52,8 +51,7 @@ class Schedule:
         if passes == "auto" and target_correlation is None and target_error is None:
             target_correlation = ENOUGH
         self.correlation, self.error = target_correlation, target_error
-        rounds = -(-most // draws.passes_per_round)
-        few = REPLICATES if self.adaptive else min(REPLICATES, max(FEWEST_REPLICATES, rounds))
+        few = REPLICATES if self.adaptive else replicates_for(-(-most // draws.passes_per_round))
         self.replicates = replicates or few
         self.per_round = self.replicates * draws.passes_per_round
         self.most = -(-most // self.per_round)
@@ -109,6 +107,17 @@ class Schedule:
                 CoarWarning,
                 stacklevel=4,
             )
+
+
+def replicates_for(rounds: int) -> int:
+    """Four; three or two where few rounds are asked for and fewer would then be run than with four.
+
+    >>> [replicates_for(rounds) for rounds in range(1, 10)]
+    [2, 2, 3, 4, 3, 3, 4, 4, 4]
+    """
+    if rounds <= FEWEST_REPLICATES or rounds >= 2 * REPLICATES:
+        return FEWEST_REPLICATES if rounds <= FEWEST_REPLICATES else REPLICATES
+    return min((REPLICATES, 3), key=lambda count: -(-rounds // count) * count)
 
 
 def _require(value: Any, name: str, below: float, todo: str) -> None:
