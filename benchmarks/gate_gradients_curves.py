@@ -122,18 +122,27 @@ class Bench:
     def ceiling(self, found: Sequence[Attributions]) -> float:
         """Correlation that the best linear model could reach, mean over columns.
 
-        R2 = a (1 - a) sum_i w_i^2 / var f, with sum_i w_i^2 from products of independent replicates (mean
-        over seeds), in the scale of the rows, and var f over held-out rows: no correlation that any method
-        has reached is in it, nor weights that were shrunk.
+        R2 = L / (L + E): L = a (1 - a) |w|^2 is the variance that exact weights w explain, with |w|^2 and v.w
+        from products of independent replicates (mean over seeds); E is what the weights v at hand leave of
+        the held-out rows, less a (1 - a) |w - s v|^2, which is their own error. s is the slope of the rows
+        on v. No variance over all of the few rows is in it, nor a correlation that any method has reached.
         """
         study = self.held()
-        truth = np.asarray(study.outputs[found[0].output], np.float64)
-        slope = slope_of(truth, found[0].predict(np.asarray(study.masks)), 0).value
-        signal = np.mean([one.detail("signal") for one in found], axis=0) * slope**2
-        variance, rows = truth.var(axis=0, ddof=1), len(truth)
-        # The inverse of a variance of n rows is too large by (n - 1) / (n - 3) on average.
-        r2 = FRACTION * (1 - FRACTION) * signal / variance * (rows - 3) / (rows - 1)
-        return float(np.sqrt(np.clip(r2, 0.0, 1.0)).mean())
+        masks, truth = np.asarray(study.masks), np.asarray(study.outputs[found[0].output], np.float64)
+        chance = FRACTION * (1 - FRACTION)
+        signal = np.mean([one.detail("signal") for one in found], axis=0)
+        r2 = []
+        for one in found:
+            predicted = one.predict(masks)
+            slope = slope_of(truth, predicted, 0).value
+            own, both = (one.weights.astype(np.float64) ** 2).sum(axis=1), one.detail("agreement")
+            scale = slope / float((both / own).mean())  # of exact weights, in the rows
+            left = (truth - truth.mean(axis=0)) - slope * (predicted - predicted.mean(axis=0))
+            error = scale**2 * signal - 2 * slope * scale * both + slope**2 * own
+            linear = chance * scale**2 * signal
+            others = np.maximum(left.var(axis=0, ddof=1) - chance * error, 0.0)
+            r2.append(linear / (linear + others))
+        return float(np.sqrt(np.clip(np.mean(r2, axis=0), 0.0, 1.0)).mean())
 
     @cached_property
     def seconds(self) -> dict[str, float]:

@@ -45,13 +45,11 @@ def draw_scaling(scaling: Rows, path: Path) -> None:
         for row, text, value in zip(rows, texts, values, strict=True):
             if text[0] in "<>":
                 ax.annotate(text.split()[0], (row["p"], value), xytext=(4, 4), textcoords="offset points")
-    for row in rows:
-        ax.annotate(
-            f"c²={row['c^2']:.2g}", (row["p"], ax.get_ylim()[0]), fontsize=7, rotation=90, va="bottom"
-        )
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xlabel("components")
+    ax.set_xticks([row["p"] for row in rows], [f"{row['p']:,}\nc² {row['c^2']:.2f}" for row in rows])
+    ax.minorticks_off()
+    ax.set_xlabel("components; c²: noise of a probe")
     ax.set_ylabel("forwards to 0.9 of the linear ceiling")
     ax.legend(frameon=False)
     figures.save_figure(figure, path)
