@@ -186,8 +186,8 @@ def test_auto_says_that_more_may_come(works, write_spec, tmp_path):
 
 def test_run_and_fit_say_how_good_weights_are(works, write_spec, tmp_path):
     study = tmp_path / "study"
-    assert "30 passes are rounded up to 40: a round of its 4 replicates has 20" in works(
-        "init", write_spec(passes=30), study
+    assert "35 passes are rounded up to 40: a round of its 4 replicates has 20" in works(
+        "init", write_spec(passes=35), study
     )
     assert "complete, with an estimated correlation of 1" in works("run", study)
     assert "50 passes are rounded up to 60" in works("extend", study, "--passes", 50)
@@ -224,7 +224,7 @@ def test_run_takes_workers(works, spec, tmp_path):
 
 
 def test_the_plan_says_time_disk_and_memory_and_writes_nothing(works, write_spec, tmp_path):
-    spec = write_spec(passes=30)
+    spec = write_spec(passes=35)
     text = works("plan", spec)
     for word in ("40 passes x 12 examples, 8 components", "time ", "disk ", "memory ", "ms a pass"):
         assert word in text

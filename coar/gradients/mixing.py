@@ -152,12 +152,20 @@ class Mixing:
         # What is left of P - b K by shrinking has the variance (1 - share)^2 t = share (1 - share) s2.
         errors = np.sqrt(variance + self.share * (1 - self.share) * self.noise)
         noise = probe.var(axis=0, ddof=1, dtype=np.float64).sum(axis=1) / len(probe)
-        agreement = np.zeros(len(weights))
+        agreement = self._agreement(weights, probe, kept, classes)
+        return Mixed(weights, errors, _products(probe), noise, agreement)
+
+    def _agreement(
+        self, weights: np.ndarray, probe: np.ndarray, kept: np.ndarray, classes: np.ndarray | None
+    ) -> np.ndarray:
+        """v.w: weights without a replicate times its P, in proportion to their squares; so for all of them."""
+        products, squares = np.zeros((2, len(weights)))
         for left_out, mixing in enumerate(self.without):
             others = np.arange(len(probe)) != left_out
             found = mixing.weights(probe[others], kept[others], classes)
-            agreement += np.einsum("cp,cp->c", found, probe[left_out]) / len(probe)
-        return Mixed(weights, errors, _products(probe), noise, agreement)
+            products += np.einsum("cp,cp->c", found, probe[left_out])
+            squares += (found**2).sum(axis=1)
+        return np.asarray(products / np.maximum(squares, _TINY) * (weights**2).sum(axis=1))
 
     def weights(self, probe: np.ndarray, kept: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
         """b K + pooled + share (P - b K - pooled), [columns, components]."""
