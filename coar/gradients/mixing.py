@@ -158,7 +158,7 @@ class Mixing:
     def _agreement(
         self, weights: np.ndarray, probe: np.ndarray, kept: np.ndarray, classes: np.ndarray | None
     ) -> np.ndarray:
-        """v.w: weights without a replicate times its P, in proportion to their squares; so for all of them."""
+        """v.w: weights without a replicate times its P, in proportion to their squares: so for all."""
         products, squares = np.zeros((2, len(weights)))
         for left_out, mixing in enumerate(self.without):
             others = np.arange(len(probe)) != left_out
