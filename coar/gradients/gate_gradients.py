@@ -82,11 +82,10 @@ def gate_gradients(
         OutputError: the output has no gradient, or a derivative is not finite.
         SettingError: a fraction, target or number of passes out of range; sums that do not fit in memory.
 
-    >>> from coar.tasks import digits                                               # doctest: +SKIP
-    >>> task = digits.make_task()                                                   # doctest: +SKIP
-    >>> experiment = ComponentAblation(task, coar.find_components(task.model))      # doctest: +SKIP
-    >>> gate_gradients(experiment, ablation_fraction=0.1)                           # doctest: +SKIP
-    Attributions(700 columns x 312 components, output='margin', by gate gradients)
+    >>> from coar.testing import residual_experiment
+    >>> found = gate_gradients(residual_experiment(), ablation_fraction=0.1, passes=20, progress=False)
+    >>> found.weights.shape, found.provenance["passes"]
+    ((6, 4), 20)
     """
     require_gradients(experiment)
     _require_execution(batch_size, precision)
