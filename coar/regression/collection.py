@@ -126,7 +126,7 @@ def add_blocks(
         first = int(block.rows[0]) // BLOCK_ROWS * BLOCK_ROWS
         kept = torch.from_numpy(np.ascontiguousarray(block.masks)).to(device).view(torch.int8)
         values = torch.from_numpy(np.ascontiguousarray(block.outputs)).to(device)
-        whole = fixed_point(values.double() - moved)
+        whole = fixed_point(values, moved)
         require_finite(whole, block)
         for chain in (masks, outputs) if masks else (outputs,):
             chain.advance(first)
@@ -135,7 +135,7 @@ def add_blocks(
             if masks:
                 masks.add(first, part, rows)
             outputs.add(first, part, rows, fixed)
-        del block, kept, values, whole  # before the next is read: one block in memory, not two
+        del block, kept, values, whole, rows, fixed  # before the next is read: one in memory, not two
 
 
 def parts_of(rows: np.ndarray, held_out: int) -> Iterator[tuple[str, torch.Tensor]]:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 TILE = 512  # rows of a product at a time: its int32 result stays small, and X'X skips what mirrors
 COLUMNS = 1024  # of a product at a time
+WIDE = 256  # columns of 8 bytes a number at a time
 _BITS, _BYTE = 23, 0x808080  # 2**23 is the largest whole number; _BYTE moves three digits to 0..255
 _LARGEST = 0.99  # of 2**23: so that the highest digit fits, too
 _SMALLEST = -900  # exponent; smaller numbers are 0
@@ -52,25 +54,40 @@ class FixedPoint:
 
     def total(self) -> torch.Tensor:
         """Sum over rows, float64 [columns]; exact."""
-        return self.whole.sum(dim=0, dtype=torch.int64).double() * self.scale
+        return self._sums(lambda whole: whole) * self.scale
 
     def squares(self) -> torch.Tensor:
         """Sum of squares over rows, float64 [columns]; rounded once, at the end (exact to 2**17 rows)."""
-        whole = self.whole.long()
-        return (whole * whole).sum(dim=0).double() * self.scale**2
+        return self._sums(torch.Tensor.square_) * self.scale**2
+
+    def _sums(self, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Sums over rows in int64, of some columns at a time: 8 bytes a number would be twice the block."""
+        parts = self.whole.split(WIDE, dim=1)
+        return torch.cat([function(part.long()).sum(dim=0) for part in parts]).double()
 
 
-def fixed_point(values: torch.Tensor) -> FixedPoint:
-    """Round float64 [rows, columns] to 24 bits of each column's largest value.
+def fixed_point(values: torch.Tensor, shift: torch.Tensor | None = None) -> FixedPoint:
+    """Round [rows, columns], less a shift [columns], to 24 bits of each column's largest value.
 
     A column with NaN or infinity gets a scale of NaN, and whole numbers without meaning.
     """
-    largest = values.abs().amax(dim=0) / _LARGEST
+    whole = torch.empty(values.shape, dtype=torch.int32, device=values.device)
+    scale = torch.empty(values.shape[1], dtype=torch.float64, device=values.device)
+    for first in range(0, values.shape[1], WIDE):  # float64 of some columns, never of a whole block
+        some = slice(first, first + WIDE)
+        part = values[:, some].double()
+        part = part if shift is None else part - shift[some]
+        scale[some] = _scale(part)
+        whole[:, some] = (part / scale[some]).round_()
+    return FixedPoint(whole, scale)
+
+
+def _scale(values: torch.Tensor) -> torch.Tensor:
+    low, high = values.aminmax(dim=0)
+    largest = torch.maximum(-low, high) / _LARGEST
     exponent = torch.frexp(largest).exponent  # largest <= 2**exponent
     one = torch.where(largest.isfinite(), 1.0, torch.nan).to(largest)
-    scale = torch.ldexp(one, exponent.clamp_min(_SMALLEST) - _BITS)
-    whole = (values / scale).round_().to(torch.int32)
-    return FixedPoint(whole, scale)
+    return torch.ldexp(one, exponent.clamp_min(_SMALLEST) - _BITS)
 
 
 def add_counts(masks: torch.Tensor, gram: torch.Tensor) -> None:
