@@ -1,8 +1,12 @@
-"""Writes docs/benchmarks.md from the committed results: `python -m benchmarks.docs`."""
+"""Writes docs/benchmarks.md, and tables in other pages, from the committed results.
+
+python -m benchmarks.docs
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from benchmarks.report import ROOT
 
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"
+GATES = ROOT / "docs/gate-gradients.md"
 HEAD = """# Benchmarks
 
 Made by `python -m benchmarks.docs` from the last full runs in `benchmarks/results/`; do not edit.
@@ -63,5 +68,45 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def gates_table(result: dict[str, Any]) -> str:
+    """Gate gradients of few passes next to ridge and attribution patching, a network a line."""
+    rows = []
+    for title, found in result["tables"].items():
+        known = re.match(r"(\w+), ([\d,]+) components, (?!margin)(\w+), .* linear ceiling ([\d.]+)", title)
+        if known is None:
+            continue
+        network, count, output, ceiling = known.groups()
+        own = {r["passes or rows"]: r["correlation"] for r in found if r["method"] == "gate gradients"}
+        last = max((r for r in found if r["method"] == "ridge"), key=lambda r: int(r["passes or rows"]))
+        row = {"network": network, "components": count, "output": output}
+        row |= {f"{passes} passes": f"{own[passes]:.3f}" for passes in (20, 40, 60, 80)}
+        row |= {"ridge (rows)": f"{last['correlation']:.3f} ({last['passes or rows']:,})"}
+        rows.append(row | _patching(result, network) | {"linear ceiling": ceiling})
+    return _table(rows)
+
+
+def _patching(result: dict[str, Any], network: str) -> dict[str, str]:
+    """Attribution patching with gates at 1 and near the masks, where it was run."""
+    tables = (rows for title, rows in result["tables"].items() if title.startswith(f"{network}: baselines"))
+    found = [r["correlation"] for r in next(tables, []) if r["method"].startswith("attribution patching")]
+    return {"attribution patching: gates at 1, at .95": ", ".join(f"{value:.3f}" for value in found)}
+
+
+def with_table(page: str, name: str, table: str) -> str:
+    """A page with what is between its marks `measured: NAME` and `end` replaced."""
+    begin, end = f"<!-- measured: {name} -->\n", "<!-- end -->"
+    before, rest = page.split(begin)
+    return before + begin + table + rest[rest.index(end) :]
+
+
+def pages() -> dict[Path, str]:
+    """All pages with measured tables, as the committed results have them."""
+    results = load()
+    (gates,) = [result for result in results if result["benchmark"] == "gate_gradients"]
+    table = with_table(GATES.read_text(), "gate_gradients", gates_table(gates))
+    return {PAGE: page(results), GATES: table}
+
+
 if __name__ == "__main__":
-    Path(PAGE).write_text(page(load()))
+    for path, text in pages().items():
+        path.write_text(text)

@@ -79,9 +79,9 @@ class Bench:
         axes = self.experiment.components, self.experiment.columns[output]
         return Attributions(block.weights, block.intercept, *axes, output, provenance=made), seconds
 
-    def hybrid(self, prior: Attributions, count: int) -> Attributions:
+    def hybrid(self, prior: Attributions, count: int, seed: int = 0) -> Attributions:
         """Ridge on what a prior leaves of the first rows."""
-        whole = self.rows(0)
+        whole = self.rows(seed)
         if count == whole.num_rows:
             return hybrid(whole, prior)
         with tempfile.TemporaryDirectory() as scratch:
@@ -93,10 +93,10 @@ class Bench:
                     shutil.copy(whole.store.path(item.index), part / "shards")
             return hybrid(coar.Study.open(part, self.experiment), prior, partial=True)
 
-    def alone(self, output: str, seed: int, passes: int) -> Attributions:
+    def alone(self, output: str, seed: int, passes: int, fraction: float = FRACTION) -> Attributions:
         """Gate gradients of few passes, in two or three replicates where a study that goes on has four."""
         return coar.gate_gradients(
-            self.experiment, FRACTION, passes=passes, seed=seed, output=output, progress=False
+            self.experiment, fraction, passes=passes, seed=seed, output=output, progress=False
         )
 
     def gates(

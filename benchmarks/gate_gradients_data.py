@@ -65,7 +65,7 @@ class Network:
 NETWORKS = {
     network.name: network
     for network in (
-        Network("resnet20", 400, 4_000, test_fractions=(0.05, 0.10, 0.30)),
+        Network("resnet20", 400, 4_000, seeds=(0, 1, 2), test_fractions=(0.05, 0.10, 0.30)),
         Network("resnet56", 150, 6_000),
         Network("vit", 100, 1_500),
         Network("gpt2_deep", 40, 1_500),

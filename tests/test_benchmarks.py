@@ -20,8 +20,9 @@ def test_every_group_of_claims_has_a_benchmark_and_a_committed_full_run(name):
     assert {claim["id"]: claim["claim"] for claim in result["claims"]} == texts
 
 
-def test_the_page_is_made_from_the_results():
-    assert docs.PAGE.read_text() == docs.page(docs.load())
+@pytest.mark.parametrize("path", docs.pages(), ids=lambda path: path.name)
+def test_pages_are_made_from_the_results(path):
+    assert path.read_text() == docs.pages()[path]
 
 
 def test_a_claim_that_is_missed_or_not_measured_fails(capsys):
