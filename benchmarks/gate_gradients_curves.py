@@ -18,8 +18,8 @@ from benchmarks.gate_gradients_data import FRACTION, Network, held_out, rows
 from benchmarks.report import median_seconds
 from coar.attributions import Attributions
 from coar.baselines import hybrid
-from coar.checking.figures import slope_of
 from coar.evaluation import Evaluation
+from coar.evaluation.ceiling import ceiling_from_replicates
 from coar.gradients.draws import GateDraws
 from coar.gradients.passes import GatePasses
 from coar.regression.fitting import fit_blocks
@@ -120,52 +120,20 @@ class Bench:
                 yield int(found.provenance["passes"]), found, study.attributions(pool=True)
 
     def ceiling(self, found: Sequence[Attributions]) -> float:
-        """Correlation that the best linear model could reach, mean over columns.
-
-        R2 = L / (L + E): L = a (1 - a) |w|^2 is the variance that exact weights w explain, with |w|^2 and v.w
-        from products of independent replicates (mean over seeds); E is what the weights v at hand leave of
-        the held-out rows, less a (1 - a) |w - s v|^2, which is their own error. s is the slope of the rows
-        on v. No variance over all of the few rows is in it, nor a correlation that any method has reached.
-        """
+        """Correlation that the best linear model could reach, mean over columns; means over seeds."""
         study = self.held()
-        masks, truth = np.asarray(study.masks), np.asarray(study.outputs[found[0].output], np.float64)
-        chance = FRACTION * (1 - FRACTION)
-        signal = np.mean([one.detail("signal") for one in found], axis=0)
-        r2 = []
-        for one in found:
-            predicted = one.predict(masks)
-            slope = slope_of(truth, predicted, 0).value
-            own, both = (one.weights.astype(np.float64) ** 2).sum(axis=1), one.detail("agreement")
-            scale = slope / float((both / own).mean())  # of exact weights, in the rows
-            left = (truth - truth.mean(axis=0)) - slope * (predicted - predicted.mean(axis=0))
-            error = scale**2 * signal - 2 * slope * scale * both + slope**2 * own
-            linear = chance * scale**2 * signal
-            others = np.maximum(left.var(axis=0, ddof=1) - chance * error, 0.0)
-            r2.append(linear / (linear + others))
-        return float(np.sqrt(np.clip(np.mean(r2, axis=0), 0.0, 1.0)).mean())
+        masks = np.asarray(study.masks)
+        truth = np.asarray(study.outputs[found[0].output], np.float64)
+        ceiling = ceiling_from_replicates(
+            found, truth, [one.predict(masks) for one in found], fraction=FRACTION, seed=0
+        )
+        assert ceiling is not None
+        return ceiling.value
 
     @cached_property
     def seconds(self) -> dict[str, float]:
         """Of a row and of a pass over all examples, in turn."""
-        output = self.outputs[0]
-        passes = GatePasses(self.experiment, [output], self.experiment.device)
-        runner = self.experiment.prepare(self.experiment.device)
-        count = len(self.experiment.components)
-        masks = iter(coar.Bernoulli(ablation_fraction=FRACTION, seed=9).masks(range(1_000), count))
-        draws, everything = GateDraws(FRACTION, 9, count), np.arange(len(self.experiment.task))
-        batches = [(everything[here], batch) for here, batch in passes.batches(everything)]
-        gates = [next(iter(draws.round(0, 0, examples))) for examples, _ in batches]
-
-        def one_pass() -> None:
-            for (_, batch), own in zip(batches, gates, strict=True):
-                passes.tensors(batch, own)
-
-        actions: dict[str, Callable[[], object]] = {
-            "row": lambda: runner(next(masks)[None]),
-            "pass": one_pass,
-        }
-        times = median_seconds(actions, 7)
-        return {name: statistics.median(values) for name, values in times.items()}
+        return seconds_of_row_and_pass(self.experiment, self.outputs[0])
 
     def wall(self, output: str, passes: int, seed: int) -> float:
         """Seconds of `coar.gate_gradients`, all included."""
@@ -174,6 +142,28 @@ class Bench:
             self.experiment, FRACTION, passes=passes, seed=seed, output=output, progress=False
         )
         return time.perf_counter() - start
+
+
+def seconds_of_row_and_pass(experiment: coar.ComponentAblation, output: str) -> dict[str, float]:
+    """Of a row and of a pass over all examples, in turn; medians."""
+    passes = GatePasses(experiment, [output], experiment.device)
+    runner = experiment.prepare(experiment.device)
+    count = len(experiment.components)
+    masks = iter(coar.Bernoulli(ablation_fraction=FRACTION, seed=9).masks(range(1_000), count))
+    draws, everything = GateDraws(FRACTION, 9, count), np.arange(len(experiment.task))
+    batches = [(everything[here], batch) for here, batch in passes.batches(everything)]
+    gates = [next(iter(draws.round(0, 0, examples))) for examples, _ in batches]
+
+    def one_pass() -> None:
+        for (_, batch), own in zip(batches, gates, strict=True):
+            passes.tensors(batch, own)
+
+    actions: dict[str, Callable[[], object]] = {
+        "row": lambda: runner(next(masks)[None]),
+        "pass": one_pass,
+    }
+    times = median_seconds(actions, 7)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -119,11 +119,12 @@ class Attributions:
         """Weights of some columns, [columns, components], touching only the blocks they lie in."""
         return self._pick(self._positions(columns))["weights"]
 
-    def predict(self, masks: np.ndarray) -> np.ndarray:
+    def predict(self, masks: np.ndarray, columns: slice | np.ndarray | None = None) -> np.ndarray:
         """Predicted outputs under masks.
 
         Args:
             masks: bool [rows, components], True = kept.
+            columns: positions of the columns to predict; default all. Only their blocks are read.
 
         Returns:
             float64 [rows, columns], in output units.
@@ -133,8 +134,13 @@ class Attributions:
             raise AxisError(
                 "masks of another length", expected=f"[rows, {len(self.components)}]", got=masks.shape
             )
-        parts = [_predict(block, masks) for block in self.blocks()]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        positions = np.arange(len(self.columns))[slice(None) if columns is None else columns]
+        found = np.empty((len(masks), len(positions)))
+        for number, (start, stop) in enumerate(self.ranges):
+            here = (start <= positions) & (positions < stop)
+            if here.any():
+                found[:, here] = _predict(self._load(number), masks, positions[here] - start)
+        return found
 
     def subset(self, columns: Sequence[int | str] | np.ndarray) -> Attributions:
         """The attributions of some columns, in memory; they remember where they come from."""
@@ -259,8 +265,10 @@ class Attributions:
         return found
 
 
-def _predict(block: Block, masks: np.ndarray) -> np.ndarray:
-    return masks.astype(np.float64) @ block.weights.T.astype(np.float64) + block.intercept
+def _predict(block: Block, masks: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    everything = np.array_equal(columns, np.arange(len(block)))
+    weights = block.weights if everything else block.weights[columns]
+    return masks.astype(np.float64) @ weights.T.astype(np.float64) + block.intercept[columns]
 
 
 def _cosine(weights: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from coar.attributions import Attributions
 from coar.baselines import gradient_x_parameter, leave_one_out
@@ -59,9 +60,8 @@ def run_demo(directory: str | Path, say: Say = print) -> None:
     seconds = {GATES: _timed(lambda: _gate_gradients(experiment, study, folder))}
     seconds["regression"] = _timed(lambda: study.run(Processes(), description="random ablations"))
     methods = _attributions(study, experiment, folder, seconds)
-    evaluation = evaluate(
-        experiment, methods, TEST_FRACTIONS, TEST_ROWS, seed=1, directory=folder / "held-out"
-    )
+    places: dict[str, Any] = {"ceiling": study, "directory": folder / "held-out"}
+    evaluation = evaluate(experiment, methods, TEST_FRACTIONS, TEST_ROWS, seed=1, **places)
     say("\nHow well do attributions predict ablations that they have not seen?\n\n" + evaluation.summary())
     say(_comparison(evaluation))
     say("\n" + check(experiment, methods[GATES], num_rows=CHECK_ROWS).summary())
@@ -176,8 +176,7 @@ def _figure(experiment: ComponentAblation, evaluation: Evaluation, fixed: EditRe
         experiment.task.show(experiment.task.dataset[target], axes[0])
         axes[0].set_title(f"{name}: {axes[0].get_title()}, misread")
     figures.correlation_by_fraction(evaluation.means(), axes[1])
-    truth = evaluation.truth[FRACTION][:, target]
-    predicted = evaluation.predictions[GATES][FRACTION][:, target]
+    truth, predicted = evaluation.example(target, GATES, FRACTION)
     figures.predictions(truth, predicted, axes[2], title=f"{name}, {FRACTION:.0%} ablated at random")
     figures.edit_curve(fixed.curve, len(fixed.edit.names), axes[3])
     axes[3].set_title("ablating chosen filters")
@@ -189,7 +188,7 @@ def _cost(methods: dict[str, Attributions], evaluation: Evaluation, seconds: dic
     for name, found in methods.items():
         took = f"; {duration(seconds[name])} this time" if name in seconds else ""
         lines.append(f"  {name:<21} {spent(found.provenance, found.columns) or 0:>6,}{took}")
-    held_out = sum(len(truth) for truth in evaluation.truth.values())
+    held_out = sum(truth.shape[0] for truth in evaluation.truth.values())
     return "\n".join(
         [
             "\nCost, in forward passes over all images (a backward pass counts as two)",

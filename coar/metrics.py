@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
 import numpy as np
 
 from coar.randomness import integers
 
-COLUMN_BLOCK = 4096  # columns bootstrapped at a time: bounds memory, changes no number
+COLUMN_BLOCK = 4096  # columns at a time: bounds memory, changes no number
+
+
+class Table(Protocol):
+    """[rows, columns]: an array, or what is read or computed as it is indexed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, columns."""
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """`table[:, columns]`."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval.
+
+    >>> print(Estimate(0.75, 0.7, 0.8))
+    0.750 [0.700, 0.800]
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @property
+    def known(self) -> bool:
+        """Whether value and interval are numbers."""
+        return bool(np.isfinite(self.to_json()).all())
+
+    def to_json(self) -> list[float]:
+        """Value, low, high."""
+        return [self.value, self.low, self.high]
 
 
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -40,24 +80,51 @@ def per_column(truth: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray
     }
 
 
-def bootstrap_means(truth: np.ndarray, predicted: np.ndarray, seed: int, draws: int) -> np.ndarray:
+def column_blocks(columns: int) -> Iterator[slice]:
+    """Slices of so many columns that fit into memory."""
+    for start in range(0, columns, COLUMN_BLOCK):
+        yield slice(start, min(start + COLUMN_BLOCK, columns))
+
+
+def bootstrap_means(truth: Table, predicted: Table, seed: int, draws: int) -> np.ndarray:
     """Mean correlation over columns under resampled rows and columns, float64 [draws].
 
     Rows and columns are resampled independently (a two-way, or pigeonhole, bootstrap: Owen 2007;
     conservative). Draw i depends on (seed, i) alone, so two methods see the same draws.
     """
-    rows, columns = truth.shape
-    row_weights = _counts(seed, "bootstrap rows", draws, rows)
-    column_weights = _counts(seed, "bootstrap columns", draws, columns)
-    total, weight = np.zeros(draws), np.zeros(draws)
-    for start in range(0, columns, COLUMN_BLOCK):
-        part = slice(start, start + COLUMN_BLOCK)
-        correlation = _weighted_correlation(row_weights / rows, truth[:, part], predicted[:, part])
+    bootstrap = Bootstrap(truth.shape, seed, draws)
+    for block in column_blocks(truth.shape[1]):
+        bootstrap.add(block, *(np.ascontiguousarray(table[:, block]) for table in (truth, predicted)))
+    return bootstrap.means()
+
+
+class Bootstrap:
+    """`bootstrap_means` while columns come, block by block.
+
+    Args:
+        shape: rows, columns.
+        seed: of the draws.
+        draws: how many.
+    """
+
+    def __init__(self, shape: tuple[int, ...], seed: int, draws: int) -> None:
+        rows, columns = shape
+        self._rows = _counts(seed, "bootstrap rows", draws, rows) / rows
+        self._columns = _counts(seed, "bootstrap columns", draws, columns)
+        self._total, self._weight = np.zeros(draws), np.zeros(draws)
+
+    def add(self, columns: slice, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """Add some columns, [rows, columns]."""
+        correlation = _weighted_correlation(self._rows, truth, predicted)
         defined = np.isfinite(correlation)
-        counted = column_weights[:, part] * defined
-        total += (counted * np.where(defined, correlation, 0.0)).sum(axis=1)
-        weight += counted.sum(axis=1)
-    return np.divide(total, weight, out=np.full(draws, np.nan), where=weight > 0)
+        counted = self._columns[:, columns] * defined
+        self._total += (counted * np.where(defined, correlation, 0.0)).sum(axis=1)
+        self._weight += counted.sum(axis=1)
+
+    def means(self) -> np.ndarray:
+        """Mean correlation of each draw, float64 [draws]; NaN where it is defined in no column."""
+        nothing = np.full(len(self._total), np.nan)
+        return np.divide(self._total, self._weight, out=nothing, where=self._weight > 0)
 
 
 def interval(drawn: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -83,9 +150,11 @@ def _weighted_correlation(weights: np.ndarray, truth: np.ndarray, predicted: np.
 
 
 def _counts(seed: int, stream: str, draws: int, size: int) -> np.ndarray:
-    """How often each of `size` things is drawn, float64 [draws, size]."""
-    chosen = (integers(seed, stream, draw, size, below=size) for draw in range(draws))
-    return np.stack([np.bincount(c, minlength=size) for c in chosen]).astype(np.float64)
+    """How often each of `size` things is drawn, uint16 [draws, size]."""
+    found = np.empty((draws, size), np.uint16)  # columns may be many: 2 bytes each, not 8
+    for draw in range(draws):
+        found[draw] = np.bincount(integers(seed, stream, draw, size, below=size), minlength=size)
+    return found
 
 
 def _centred(values: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ import coar.checking.audit as auditing
 from coar.attributions import Attributions
 from coar.checking import calibrate, check
 from coar.checking.audit import audit, choose_components, midpoints
-from coar.checking.figures import Estimate, ceiling_of, correlation_of, r2_of, slope_of
+from coar.checking.figures import ceiling_of, correlation_of, r2_of, slope_of
 from coar.checking.findings import problems_of_audit, problems_of_rows
 from coar.designs import EVALUATION, FIT, Bernoulli
 from coar.errors import AxisError, FitError, OutputError, SettingError
-from coar.metrics import per_column
+from coar.metrics import Estimate, per_column
 from coar.testing import SubsetMean, linear_experiment
 from tests import cases, naive
 from tests.architectures import build
@@ -701,7 +701,7 @@ class TestRefused:
         experiment, truth = linear
         design = Bernoulli(ablation_fraction=0.2, seed=4, stream={check: "check"}.get(verb, "calibration"))
         fitted = attributions_of(experiment, truth.weights, provenance={"design": design.model_dump()})
-        with refused(SettingError, "these very rows", "seed 4"):
+        with refused(SettingError, "the very rows", "seed 4"):
             verb(experiment, fitted, seed=4, progress=False)
         verb(experiment, fitted, seed=5, progress=False)
 

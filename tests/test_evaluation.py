@@ -185,7 +185,8 @@ def test_rows_in_the_directory_are_used_again(linear, tmp_path):
     counting.items = 0
     again = quiet(experiment, {"truth": truth, "noisy": noisy}, directory=tmp_path, executor=counting)
     assert counting.items == 0
-    assert again.predictions["noisy"][0.1].tolist() == first.predictions["noisy"][0.1].tolist()
+    seen = [np.asarray(found.predictions["noisy"][0.1]) for found in (first, again)]
+    assert np.array_equal(*seen)
     quiet(experiment, {"noisy": noisy}, [0.1, 0.2], directory=tmp_path, executor=counting)
     assert counting.items > 0
 

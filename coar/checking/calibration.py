@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from coar.attributions import Attributions
-from coar.checking.figures import Estimate, slope_of
+from coar.checking.figures import slope_of
 from coar.checking.held_out import CALIBRATION, HeldOut, fraction_of, held_out_rows
 from coar.designs import Bernoulli
 from coar.errors import FitError, SettingError
 from coar.experiments.base import Experiment
+from coar.metrics import Estimate
 
 
 def calibrate(

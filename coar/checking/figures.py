@@ -6,41 +6,14 @@ correlations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from coar.metrics import COLUMN_BLOCK, bootstrap_means, interval, pearson
+from coar.metrics import COLUMN_BLOCK, Estimate, bootstrap_means, interval, pearson
 from coar.randomness import integers
 
 DRAWS = 500
 _ROUNDING = 64 * float(np.finfo(np.float64).eps)  # of a prediction: what moves less does not move
 _STILL = 0.01  # a column whose variance is below this share of the median's does not tell its ceiling
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval.
-
-    >>> print(Estimate(0.75, 0.7, 0.8))
-    0.750 [0.700, 0.800]
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    @property
-    def known(self) -> bool:
-        """Whether value and interval are numbers."""
-        return bool(np.isfinite(self.to_json()).all())
-
-    def to_json(self) -> list[float]:
-        """Value, low, high."""
-        return [self.value, self.low, self.high]
 
 
 def correlation_of(truth: np.ndarray, predicted: np.ndarray, seed: int) -> Estimate:

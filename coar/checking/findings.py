@@ -8,7 +8,7 @@ import numpy as np
 
 from coar.attributions import Attributions
 from coar.checking.audited import Audit, Audited
-from coar.checking.figures import Estimate
+from coar.metrics import Estimate
 
 CALIBRATED = (0.8, 1.25)  # a slope that is outside of this for certain is a problem
 ENOUGH = 0.9  # of the ceiling; below, more passes are worth their time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from coar.attributions import Attributions
 from coar.designs import Bernoulli
 from coar.errors import FitError, SettingError
+from coar.evaluation.held_out import own_fraction, require_unseen
 from coar.experiments.base import Experiment
 from coar.progress import progress_bar
 from coar.settings import whole_number
@@ -55,7 +55,7 @@ def held_out_rows(
     if whole_number(num_rows, "num_rows") < LEAST_ROWS:
         raise FitError("deviations from a mean need rows", expected=f"at least {LEAST_ROWS}", got=num_rows)
     positions = columns_in(experiment, attributions)
-    _require_unseen(attributions.provenance, design)
+    require_unseen(attributions.provenance, design)
     names = {name: axis.names for name, axis in experiment.columns.items()}
     runner = experiment.prepare(device_of(experiment, device), batch_size)
     masks, truth = [], []
@@ -92,29 +92,6 @@ def fraction_of(attributions: Attributions, asked: float | None) -> float:
     return known
 
 
-def own_fraction(attributions: Attributions) -> float | None:
-    """The ablation fraction in the provenance, if there is one."""
-    design = attributions.provenance.get("design")
-    for place in (attributions.provenance, design if isinstance(design, Mapping) else {}):
-        if place.get("ablation_fraction") is not None:
-            return float(place["ablation_fraction"])
-    return None
-
-
 def device_of(experiment: Experiment, device: str | torch.device) -> torch.device:
     """The device asked for; "auto" is the experiment's."""
     return experiment.device if str(device) == "auto" else resolve_device(device)
-
-
-def _require_unseen(provenance: Mapping[str, object], design: Bernoulli) -> None:
-    for key in ("design", "calibration"):
-        fitted = provenance.get(key)
-        if not isinstance(fitted, Mapping):
-            continue
-        if (fitted.get("seed"), fitted.get("stream")) == (design.seed, design.stream):
-            raise SettingError(
-                "the attributions were made from these very rows",
-                expected=f"rows of another seed or stream than {design.seed}, {design.stream!r}",
-                got=f"seed {design.seed}, stream {design.stream!r}",
-                todo="choose another seed",
-            )

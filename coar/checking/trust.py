@@ -12,13 +12,14 @@ from coar.attributions import Attributions
 from coar.axes import Axis
 from coar.checking.audit import audit
 from coar.checking.audited import Audit
-from coar.checking.figures import Estimate, ceiling_of, correlation_of, r2_of, slope_of
+from coar.checking.figures import ceiling_of, correlation_of, r2_of, slope_of
 from coar.checking.findings import audit_lines, made_by, problems_of_audit, problems_of_rows, remarks_on
-from coar.checking.held_out import CHECK, HeldOut, device_of, fraction_of, held_out_rows, own_fraction
+from coar.checking.held_out import CHECK, HeldOut, device_of, fraction_of, held_out_rows
 from coar.designs import Bernoulli
+from coar.evaluation.held_out import own_fraction
 from coar.experiments.ablation import ComponentAblation
 from coar.experiments.base import Experiment
-from coar.metrics import pearson
+from coar.metrics import Estimate, pearson
 from coar.settings import whole_number
 
 

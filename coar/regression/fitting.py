@@ -19,6 +19,7 @@ from coar.regression.problem import Problem
 from coar.regression.ridge import Ridge
 from coar.regression.study_rows import StudyRows
 from coar.rows import require_output
+from coar.settings import whole_number
 from coar.study import Study
 from coar.task import resolve_device
 
@@ -45,6 +46,7 @@ def fit(
     *,
     output: str | None = None,
     columns: Sequence[int | str] | np.ndarray | None = None,
+    rows: int | range | None = None,
     save_as: str | None = None,
     partial: bool = False,
     memory: int | str | None = None,
@@ -61,6 +63,7 @@ def fit(
         solver: default `Ridge()`, the penalty chosen per column; or `Lasso()`, ...; "auto" is the default.
         output: which output; needed where there are several.
         columns: positions or names of the columns to fit; default all.
+        rows: fit to the first so many rows, or to those with numbers in a range; default all.
         save_as: write to attributions/NAME in the study as blocks are done, so that
             [columns, components] need not fit into memory; they are then read lazily.
         partial: fit what is there although rows are missing.
@@ -99,9 +102,10 @@ def fit(
     solver = _solver(solver)
     name = require_output(output, list(study.columns))
     path = study.attributions_path(save_as) if save_as else None
-    _require_complete(study, partial)
+    numbers = _numbers(study, rows)
+    _require_complete(study, partial, numbers)
     chosen = _positions(study, name, columns)
-    source = StudyRows(study, name, chosen, keep_statistics)
+    source = StudyRows(study, name, chosen, keep_statistics, numbers)
     problem = Problem(source, budget=memory_bytes(memory), device=resolve_device(device))
     fitter = _prepare(solver, problem)
     counts = problem.counts()
@@ -114,6 +118,7 @@ def fit(
         "notes": fitter.notes,
     }
     provenance |= {"remarks": list(remarks)} if remarks else {}
+    provenance |= {"row_numbers": [numbers.start, numbers.stop]} if numbers is not None else {}
     columns_axis = study.columns[name]
     axes = study.components, columns_axis if columns is None else columns_axis.subset(chosen)
     blocks = fit_blocks(problem, fitter, progress)
@@ -190,14 +195,31 @@ def _joined(blocks: list[Block]) -> Block:
     return Block.from_arrays(0, {key: np.concatenate([a[key] for a in arrays]) for key in arrays[0]})
 
 
-def _require_complete(study: Study, partial: bool) -> None:
-    status = study.status()
-    if not status.complete and not partial:
-        missing = sorted({item.index for item in study.items()} - study.store.present())
+def _numbers(study: Study, rows: int | range | None) -> range | None:
+    if rows is None:
+        return None
+    found = rows if isinstance(rows, range) else range(whole_number(rows, "rows", least=2))
+    if found.step != 1 or found.start < 0 or found.stop > study.num_rows or len(found) < 2:
         raise FitError(
-            f"{len(missing)} of {status.num_shards} shards of {study.directory} are missing",
-            expected=f"{status.num_rows} rows",
-            got=f"{status.rows} rows; first missing: {study.store.path(missing[0])}",
+            "no such rows",
+            expected=f"at least 2, of numbers from 0 to below {study.num_rows:,}, one after the other",
+            got=f"{rows!r}",
+            todo="ask the study for more rows: `study.extend`",
+        )
+    return found
+
+
+def _require_complete(study: Study, partial: bool, numbers: range | None) -> None:
+    status, present = study.status(), study.store.present()
+    within = numbers if numbers is not None else range(study.num_rows)
+    items = [item for item in study.items() if item.start < within.stop and item.stop > within.start]
+    missing = [item for item in items if item.index not in present]
+    if missing and not partial:
+        raise FitError(
+            f"{len(missing)} of {len(items)} shards of {study.directory} are missing",
+            expected=f"{len(within)} rows",
+            got=f"{len(within) - sum(map(len, missing))} rows; first missing: "
+            f"{study.store.path(missing[0].index)}",
             todo="run the study to the end (`coar run`), or fit what is there: partial=True (`--partial`)",
         )
     if status.failed_rows:

@@ -23,19 +23,25 @@ class StudyRows:
         output: which output.
         columns: positions of the columns to fit.
         keep: keep sums in the study, and use those that are there.
+        rows: numbers of the rows, if not all; sums of a part are not kept.
     """
 
-    def __init__(self, study: Study, output: str, columns: np.ndarray, keep: bool) -> None:
-        self._store, self._items, self._output = study.store, study.finished(), output
+    def __init__(
+        self, study: Study, output: str, columns: np.ndarray, keep: bool, rows: range | None = None
+    ) -> None:
+        self._rows = range(study.num_rows) if rows is None else rows
+        first, last = self._rows.start, self._rows.stop
+        self._store, self._output = study.store, output
+        self._items = [item for item in study.finished() if item.start < last and item.stop > first]
         self._untouched = study.untouched[output]
         self._columns = columns
         self.num_components, self.num_columns = len(study.components), len(columns)
-        self.num_rows = sum(map(len, self._items))
+        self.num_rows = sum(min(item.stop, last) - max(item.start, first) for item in self._items)
         self.shift = self._untouched[columns].astype(np.float64)
         missing = {item.start for item in study.items()} - {item.start for item in self._items}
-        self.complete = min(missing, default=study.num_rows)
+        self.complete = min(missing, default=study.num_rows) if rows is None else 0
         self.kept = None
-        if keep:
+        if keep and rows is None:
             folder, digest = study.directory / "statistics", study.store.study_digest
             self.kept = KeptSums(folder, digest, self._mark, KEPT_BYTES)
         # Sums of some columns are not kept: a study would fill with those of every choice.
@@ -56,6 +62,16 @@ class StudyRows:
         items = [item for item in self._items if item.stop > start]
         chosen = self._columns[columns]
         for block in row_blocks(self._store, items, self._output, self._untouched, BLOCK_ROWS, chosen):
-            if block.rows[0] >= start:
-                yield block
-            del block  # before the next is read
+            wanted = self._wanted(block) if block.rows[0] >= start else None
+            del block  # a generator keeps what it names: one block in memory, not two
+            if wanted is not None:
+                yield wanted
+            del wanted
+
+    def _wanted(self, block: RowBlock) -> RowBlock | None:
+        """The rows of a block that are in the range."""
+        first, last = np.searchsorted(block.rows, [self._rows.start, self._rows.stop])
+        if last - first == len(block.rows):
+            return block
+        here = slice(int(first), int(last))
+        return RowBlock(block.rows[here], block.masks[here], block.outputs[here]) if last > first else None

@@ -1,0 +1,245 @@
+"""Evaluation: true and predicted outputs of held-out ablations, and every figure made of them.
+
+Figures per column: Pearson and Spearman correlation over rows, R2 and calibration slope in output units.
+Intervals come from a two-way bootstrap over columns and rows; methods are compared on the same draws.
+Columns are read and predicted block by block.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coar.axes import Axis
+from coar.errors import SettingError
+from coar.evaluation.predicted import Chosen
+from coar.metrics import (
+    Bootstrap,
+    Estimate,
+    Table,
+    bootstrap_means,
+    column_blocks,
+    interval,
+    per_column,
+)
+
+if TYPE_CHECKING:
+    import pandas
+
+DRAWS = 500
+NOTHING = float("nan")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one method at one fraction.
+
+    Attributes:
+        each: pearson, spearman, r2, slope, float64 [columns] each.
+        draws: bootstrapped mean correlations, float64 [draws].
+    """
+
+    each: dict[str, np.ndarray]
+    draws: np.ndarray
+
+
+@dataclass(repr=False)
+class Evaluation:
+    """True and predicted outputs under held-out ablations.
+
+    Attributes:
+        columns: axis of the outputs.
+        truth: per fraction, [rows, columns]; read as it is indexed where it lies on disk.
+        predictions: per method and fraction, [rows, columns]; computed as they are indexed.
+        seed: of the masks and of the bootstrap.
+        ceilings: per fraction, the correlation of the best linear model where it is known.
+        costs: per method, what made it and the forward passes over all examples that it took.
+    """
+
+    columns: Axis
+    truth: dict[float, Table]
+    predictions: dict[str, dict[float, Table]]
+    seed: int
+    ceilings: dict[float, Estimate] = field(default_factory=dict)
+    costs: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _measured: dict[tuple[str, float], Measured] = field(default_factory=dict, repr=False)
+    _kept: list[Any] = field(default_factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        fractions = ", ".join(f"{fraction:g}" for fraction in self.truth)
+        return f"Evaluation({', '.join(self.methods)}; {len(self.columns)} columns, fractions {fractions})"
+
+    def keep(self, folder: Any) -> None:
+        """Hold on to a temporary folder that rows are in."""
+        self._kept.append(folder)
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods, in the order given."""
+        return list(self.predictions)
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """Tidy: method, ablation_fraction, column, pearson, spearman, r2, slope (NaN = not defined)."""
+        import pandas
+
+        parts = []
+        for method, fraction in self._pairs():
+            head = {"method": method, "ablation_fraction": fraction, "column": self.columns.names}
+            parts.append(pandas.DataFrame(head | self._figures(method, fraction).each))
+        return pandas.concat(parts, ignore_index=True)
+
+    def means(self) -> pandas.DataFrame:
+        """Per method and fraction: means over columns, medians of R2 and slope.
+
+        Returns:
+            method, ablation_fraction; correlation with its 95 % interval `low` to `high`; spearman; r2 and
+            slope, medians; undefined, how many columns have a constant true or predicted output: they are
+            left out; ceiling, the correlation of the best linear model, and share, correlation / ceiling
+            (NaN where it is not known); family, what made the method, and forwards, what it cost.
+        """
+        import pandas
+
+        return pandas.DataFrame([self._row(method, fraction) for method, fraction in self._pairs()])
+
+    def _pairs(self) -> list[tuple[str, float]]:
+        return [(method, fraction) for method in self.methods for fraction in self.predictions[method]]
+
+    def _row(self, method: str, fraction: float) -> dict[str, Any]:
+        found = self._figures(method, fraction)
+        each, defined = found.each, np.isfinite(found.each["pearson"])
+        low, high = interval(found.draws)
+        ceiling = self.ceilings[fraction].value if fraction in self.ceilings else NOTHING
+        family, forwards = self.costs.get(method, ("", NOTHING))
+        correlation = _over(np.mean, each["pearson"])
+        return {
+            "method": method,
+            "ablation_fraction": fraction,
+            "correlation": correlation,
+            "low": low,
+            "high": high,
+            "spearman": _over(np.mean, each["spearman"]),
+            "r2": _over(np.median, each["r2"]),
+            "slope": _over(np.median, each["slope"]),
+            "undefined": int((~defined).sum()),
+            "ceiling": ceiling,
+            "share": correlation / ceiling,
+            "family": family,
+            "forwards": forwards,
+        }
+
+    def compare(self, first: str, second: str) -> pandas.DataFrame:
+        """Paired difference of mean correlations, first - second, with 95 % intervals, per fraction.
+
+        Over the columns in which both correlations are defined.
+        """
+        import pandas
+
+        rows = []
+        for fraction, truth in self.truth.items():
+            tables = [self._predicted(method, fraction) for method in (first, second)]
+            each = [self._figures(method, fraction).each["pearson"] for method in (first, second)]
+            both = np.flatnonzero(np.isfinite(each[0]) & np.isfinite(each[1]))  # the same on both sides
+            difference = float((each[0] - each[1])[both].mean()) if len(both) else NOTHING
+            ours, theirs = (
+                bootstrap_means(Chosen(truth, both), Chosen(table, both), self.seed, DRAWS)
+                for table in tables
+            )
+            low, high = interval(ours - theirs)
+            rows.append({"ablation_fraction": fraction, "difference": difference, "low": low, "high": high})
+        return pandas.DataFrame(rows)
+
+    def summary(self) -> str:
+        """Method x ablation fraction: mean correlation, its 95 % interval, its share of the ceiling."""
+        means = self.means()
+        width = max(len(name) for name in [*self.methods, "linear ceiling"])
+        lines = [f"{'method':<{width}}" + "".join(f"  {_heading(f, f in self.ceilings)}" for f in self.truth)]
+        lines.append("-" * len(lines[0]))
+        for method, part in means.groupby("method", sort=False):
+            cells = (_cell(row, row.ablation_fraction in self.ceilings) for row in part.itertuples())
+            lines.append(f"{method:<{width}}" + "".join(f"  {cell}" for cell in cells))
+        if self.ceilings:
+            cells = (f"{self.ceilings.get(f, '-')!s:>18}{'':{6 * (f in self.ceilings)}}" for f in self.truth)
+            lines.append(f"{'linear ceiling':<{width}}" + "".join(f"  {cell}" for cell in cells))
+        rows = next(iter(self.truth.values())).shape[0]
+        lines.append(
+            f"mean correlation over {len(self.columns)} columns, {rows} held-out rows each, 95 % intervals"
+        )
+        if self.ceilings:
+            lines.append("%: share of the linear ceiling, what the best linear model would reach")
+        if means.undefined.any():
+            lines.append(f"not defined, and left out: up to {means.undefined.max()} constant columns")
+        return "\n".join(line.rstrip() for line in lines)
+
+    def example(
+        self, column: int | str, method: str | None = None, fraction: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """True and predicted outputs of one column, [rows] each; the first method and fraction by default."""
+        name = self.methods[0] if method is None else method
+        chosen = next(iter(self.truth)) if fraction is None else fraction
+        if chosen not in self.truth:
+            known = ", ".join(f"{f:g}" for f in self.truth)
+            raise SettingError("not evaluated at this fraction", expected=f"one of: {known}", got=chosen)
+        position = self.columns.positions.get(column, -1) if isinstance(column, str) else column
+        if not 0 <= position < len(self.columns):
+            raise SettingError(
+                "no such column", expected=f"a name, or 0 to {len(self.columns) - 1}", got=repr(column)
+            )
+        return self.truth[chosen][:, position], self._predicted(name, chosen)[:, position]
+
+    def plot(self, ax: Any = None, against: str = "fraction") -> Any:
+        """Correlation against the ablation fraction, or against "compute"; matplotlib Axes.
+
+        More pictures are in `coar.report.figures`.
+        """
+        from coar.report import figures
+
+        kinds = {"fraction": figures.correlation_by_fraction, "compute": figures.correlation_by_compute}
+        if against not in kinds:
+            raise SettingError("nothing to plot against", expected=" or ".join(kinds), got=repr(against))
+        draw: Any = kinds[against]
+        return draw(self.means(), ax=ax)
+
+    def _predicted(self, method: str, fraction: float) -> Table:
+        if method not in self.predictions:
+            raise SettingError("no such method", expected=", ".join(self.methods), got=repr(method))
+        return self.predictions[method][fraction]
+
+    def _figures(self, method: str, fraction: float) -> Measured:
+        key = method, fraction
+        if key not in self._measured:
+            self._measured[key] = _measure(self.truth[fraction], self._predicted(*key), self.seed)
+        return self._measured[key]
+
+
+def _measure(truth: Table, predicted: Table, seed: int) -> Measured:
+    """All figures of a method in one pass over the columns."""
+    bootstrap = Bootstrap(truth.shape, seed, DRAWS)
+    parts: list[dict[str, np.ndarray]] = []
+    for block in column_blocks(truth.shape[1]):
+        # Sums over rows are rounded by the order in memory: the same bits wherever the table lies.
+        here = np.ascontiguousarray(truth[:, block]), np.ascontiguousarray(predicted[:, block])
+        bootstrap.add(block, *here)
+        parts.append(per_column(*here))
+    each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Measured(each, bootstrap.means())
+
+
+def _over(statistic: Any, values: np.ndarray) -> float:
+    """A mean or median over the columns in which a figure is defined."""
+    known = values[np.isfinite(values)]
+    return float(statistic(known)) if len(known) else NOTHING
+
+
+def _heading(fraction: float, share: bool) -> str:
+    return f"{f'ablate {100 * fraction:.4g}%':>18}" + (" " * 6 if share else "")
+
+
+def _cell(row: Any, share: bool) -> str:
+    text = f"{f'{row.correlation:.3f} [{row.low:.3f}, {row.high:.3f}]':>18}"
+    if not share:
+        return text
+    return text + (f"{100 * row.share:4.0f} %" if math.isfinite(row.share) else " " * 6)

@@ -1,0 +1,207 @@
+"""The linear ceiling against networks whose masks can all be run; reliability; both in an evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import coar
+from coar.attributions import Attributions
+from coar.designs import Bernoulli, LeaveOneOut
+from coar.errors import FitError, SettingError
+from coar.evaluation import ceiling as ceiling_module
+from coar.evaluation import evaluate, linear_ceiling, split_half
+from coar.evaluation.ceiling import ceiling_from_replicates
+from coar.regression import fit
+from coar.study import Study
+from coar.testing import SubsetMean, linear_experiment
+from coar.testing.enumerable import all_masks, all_outputs, exact_weights, mask_probabilities
+from tests import cases
+from tests.refused import refused
+
+
+def study_of(folder, experiment, fraction, num_rows, seed=0):
+    study = Study.create(folder, experiment, Bernoulli(ablation_fraction=fraction, seed=seed), num_rows)
+    study.run(progress=False)
+    return study
+
+
+def exact_ceiling(experiment, output, fraction):
+    """sqrt(a (1 - a) |w|^2 / var f) from every mask there is, mean over columns."""
+    outputs = all_outputs(experiment)[output]
+    chance = mask_probabilities(all_masks(len(experiment.components)), fraction)
+    variance = chance @ (outputs - chance @ outputs) ** 2
+    weights = exact_weights(outputs, fraction)
+    return float(np.sqrt(fraction * (1 - fraction) * (weights**2).sum(axis=1) / variance).mean())
+
+
+@pytest.fixture
+def network():
+    return cases.make_case("mlp").experiment()
+
+
+# ---------------------------------------------------------------------------------- from rows
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3])
+def test_rows_tell_the_ceiling_of_a_network_whose_masks_are_all_run(network, tmp_path, fraction):
+    output = next(iter(network.columns))
+    found = linear_ceiling(study_of(tmp_path / "study", network, fraction, 3_000))
+    assert found.value == pytest.approx(exact_ceiling(network, output, fraction), abs=0.01)
+    assert found.low <= exact_ceiling(network, output, fraction) <= found.high
+
+
+def linear_and_more(seed, rows, components=200, columns=30, fraction=0.1):
+    """Sums over groups of a linear function plus noise, whose ceiling is sqrt(1 / 1.5)."""
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(columns, components))
+    masks = rng.random((rows, components)) >= fraction
+    noise = np.sqrt(0.5 * fraction * (1 - fraction) * (weights**2).sum(axis=1))
+    outputs = 7 + masks @ weights.T + noise * rng.normal(size=(rows, columns))
+    sums = ceiling_module._Sums(components, columns, 1 - fraction)
+    for group, here in enumerate(np.array_split(np.arange(rows), ceiling_module.GROUPS)):
+        sums.add(group, masks[here], outputs[here])
+    return sums.ceiling()
+
+
+def test_fewer_rows_than_components_make_it_uncertain_and_not_wrong():
+    true = np.sqrt(1 / 1.5)
+    few = [linear_and_more(seed, 150) for seed in range(40)]
+    many = [linear_and_more(seed, 2_000) for seed in range(10)]
+    assert np.mean([one.value for one in few]) == pytest.approx(true, abs=0.03)
+    assert np.mean([one.low <= true <= one.high for one in few]) > 0.85
+    assert np.mean([one.value for one in many]) == pytest.approx(true, abs=0.01)
+    width = [np.mean([one.high - one.low for one in group]) for group in (few, many)]
+    assert width[0] > 3 * width[1]
+
+
+def test_the_ceiling_does_not_depend_on_how_rows_were_sharded(tmp_path):
+    experiment, design = SubsetMean(), Bernoulli(ablation_fraction=0.3)
+    found = []
+    for size in (7, 50):
+        study = Study.create(tmp_path / str(size), experiment, design, 400, rows_per_shard=size)
+        study.run(progress=False)
+        found.append(linear_ceiling(study).to_json())
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+def test_some_columns_have_a_ceiling_of_their_own(tmp_path):
+    study = study_of(tmp_path / "study", SubsetMean(), 0.3, 400)
+    names = study.columns["mean"].names
+    each = [linear_ceiling(study, columns=[name]).value for name in names]
+    assert np.mean(each) == pytest.approx(linear_ceiling(study).value, abs=1e-9)
+
+
+def test_too_few_rows_and_other_designs_are_refused(tmp_path):
+    with refused(FitError, "needs rows", "at least 40", "30"):
+        linear_ceiling(study_of(tmp_path / "few", SubsetMean(), 0.3, 30))
+    one_out = Study.create(tmp_path / "out", SubsetMean(), LeaveOneOut())
+    with refused(SettingError, "ablated independently", "coar.Bernoulli", "leave_one_out"):
+        linear_ceiling(one_out)
+
+
+def test_constant_outputs_have_none():
+    sums = ceiling_module._Sums(5, 2, 0.9)
+    for group in range(ceiling_module.GROUPS):
+        sums.add(group, np.ones((6, 5), bool), np.full((6, 2), 3.0))
+    with refused(FitError, "nothing to explain"):
+        sums.ceiling()
+
+
+# ---------------------------------------------------------------------------------- from replicates
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3])
+def test_gate_gradients_tell_the_same_ceiling(network, fraction):
+    output = next(iter(network.columns))
+    found = coar.gate_gradients(network, fraction, passes=400, output=output, progress=False)
+    masks = Bernoulli(ablation_fraction=fraction, seed=4).masks(range(400), len(network.components))
+    truth = network.prepare(network.device)(masks)[output]
+    ceiling = ceiling_from_replicates([found], truth, [found.predict(masks)], fraction=fraction, seed=0)
+    true = exact_ceiling(network, output, fraction)
+    assert ceiling.value == pytest.approx(true, abs=0.02)
+    assert ceiling.low < true < ceiling.high
+
+
+def test_replicates_that_agree_on_nothing_tell_none(network):
+    output = next(iter(network.columns))
+    shape = len(network.columns[output]), len(network.components)
+    axes = network.components, network.columns[output]
+    none = Attributions(
+        np.ones(shape),
+        np.zeros(shape[0]),
+        *axes,
+        output,
+        details={"signal": -np.ones(shape[0]), "agreement": -np.ones(shape[0])},
+    )
+    masks = Bernoulli(ablation_fraction=0.3).masks(range(10), shape[1])
+    truth = network.prepare(network.device)(masks)[output]
+    assert ceiling_from_replicates([none], truth, [none.predict(masks)], fraction=0.3, seed=0) is None
+
+
+# -------------------------------------------------------------------------------- in an evaluation
+
+
+def test_shares_are_correlations_over_ceilings(network, tmp_path):
+    output = next(iter(network.columns))
+    study = study_of(tmp_path / "study", network, 0.2, 400)
+    methods = {
+        "gate gradients": coar.gate_gradients(network, 0.1, passes=100, output=output, progress=False),
+        "regression": fit(study),
+    }
+    found = evaluate(
+        network, methods, [0.1, 0.2], 50, ceiling=[methods["gate gradients"], study], progress=False
+    )
+    assert set(found.ceilings) == {0.1, 0.2}
+    assert found.ceilings[0.2] == linear_ceiling(study)
+    means = found.means()
+    assert (means.correlation / means.ceiling).to_numpy() == pytest.approx(means.share.to_numpy())
+    for text in (f"{100 * share:.0f} %" for share in means.share):
+        assert text in found.summary()
+    assert str(found.ceilings[0.1]) in found.summary().split("linear ceiling")[1]
+    alone = evaluate(network, {"regression": methods["regression"]}, [0.1, 0.2], 50, progress=False)
+    assert not alone.ceilings
+    assert "ceiling" not in alone.summary()
+    assert alone.means().share.isna().all()
+    automatic = evaluate(network, methods, [0.1, 0.2], 50, progress=False)
+    assert automatic.ceilings == {0.1: found.ceilings[0.1]}
+
+
+def test_what_does_not_tell_a_ceiling_is_refused():
+    experiment, weights = linear_experiment()
+    axes = experiment.components, experiment.columns["score"]
+    plain = Attributions(weights, np.zeros(len(weights)), *axes, "score")
+    with refused(SettingError, "does not tell the linear ceiling", "gate gradients", 'ceiling="auto"'):
+        evaluate(experiment, {"plain": plain}, 0.1, 5, ceiling=plain, progress=False)
+
+
+# -------------------------------------------------------------------------------------- reliability
+
+
+def test_halves_of_a_study_are_fitted_apart(tmp_path):
+    study = study_of(tmp_path / "study", SubsetMean(), 0.3, 200)
+    halves = [fit(study, rows=rows).weights for rows in (range(100), range(100, 200))]
+    found = split_half(study)
+    expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(*halves, strict=True)]
+    assert found.halves == pytest.approx(np.array(expected), abs=1e-9)
+    whole = 2 * found.halves / (1 + found.halves)
+    assert found.whole.value == pytest.approx(whole.mean())
+    assert found.whole.low <= found.whole.value <= found.whole.high
+    assert "split-half" in str(found)
+
+
+def test_replicates_say_how_reliable_weights_are():
+    """The squared cosine to exact weights, which the enumeration knows."""
+    network = cases.make_case("mlp").experiment()
+    output = next(iter(network.columns))
+    found = coar.gate_gradients(network, 0.2, passes=200, output=output, progress=False)
+    exact = exact_weights(all_outputs(network)[output], 0.2)
+    own = found.weights.astype(np.float64)
+    cosines = (own * exact).sum(axis=1) / np.sqrt((own**2).sum(axis=1) * (exact**2).sum(axis=1))
+    assert split_half(found).whole.value == pytest.approx((cosines**2).mean(), abs=0.03)
+
+
+def test_attributions_of_one_piece_cannot_be_split(tmp_path):
+    study = study_of(tmp_path / "study", SubsetMean(), 0.3, 100)
+    with refused(SettingError, "nothing to split", "a study", "ridge"):
+        split_half(fit(study))
