@@ -7,6 +7,7 @@ mistake cannot be made on both sides.
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from statistics import fmean, pvariance
 
 import numpy as np
@@ -134,6 +135,74 @@ def _gradient_row(experiment, output, example, position):
                 total += float(product.detach().double().sum())
         row.append(total)
     return row
+
+
+def path_integral(experiment, output, steps, conductance, start=0.0, embedding=None):
+    """Conductance or internal influence of every component, float64 [columns, components].
+
+    One column and one component at a time, by plain hooks, on captum's points; `start` is the baseline,
+    `embedding` names the module whose result moves where inputs are tokens.
+    """
+    points, shares = np.polynomial.legendre.leggauss(steps + 1 if conductance else steps)
+    found = []
+    for example in range(len(experiment.task)):
+        batch = experiment.task.batch([example])
+        width = experiment.task.outputs[output](experiment.task.model, batch)[0].numel()
+        for position in range(width):
+            told = [
+                _activations_and_slopes(experiment, output, batch, position, (1 + p) / 2, start, embedding)
+                for p in points
+            ]
+            rows = range(len(experiment.component_set))
+            if conductance:
+                pairs = list(pairwise(told))
+                found.append(
+                    [sum(float((a[1][i] * (b[0][i] - a[0][i])).sum()) for a, b in pairs) for i in rows]
+                )
+            else:
+                slopes = [[float(slope[i].sum()) for i in rows] for _, slope in told]
+                found.append(np.array(shares) / 2 @ np.array(slopes))
+    return np.array(found)
+
+
+def _activations_and_slopes(experiment, output, batch, position, fraction, start, embedding):
+    """Per component, its activations on one point of the path, and the derivatives by them."""
+    model = copy.deepcopy(experiment.task.model).requires_grad_(False)
+    kept = {}
+    for group in experiment.component_set.groups:
+        module = model.get_submodule(group.module)
+        if group.side == "input":
+            module.register_forward_pre_hook(lambda _, given, key=group.name: (_keep(kept, key, given[0]),))
+        else:
+            module.register_forward_hook(lambda _, __, y, key=group.name: _keep(kept, key, y))
+
+    def moved(x):
+        return (start + fraction * (x - start)).requires_grad_()
+
+    if embedding:
+        model.get_submodule(embedding).register_forward_hook(lambda _, __, y: moved(y))
+    elif isinstance(batch, dict):
+        batch = batch | {"tokens": moved(batch["tokens"])}
+    else:
+        batch = (moved(batch[0]), *batch[1:])
+    experiment.task.outputs[output](model, batch)[0].reshape(-1)[position].backward()
+    values, slopes = [], []
+    for index in range(len(experiment.component_set)):
+        group, number = experiment.component_set.locate(index)
+        tensor = kept[group.name]
+        convolution = isinstance(model.get_submodule(group.module), nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        channels = 1 if convolution else -1
+        own = torch.tensor(list(entries(group, number)))
+        values.append(tensor.detach().double().index_select(channels, own))
+        grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        slopes.append(grad.double().index_select(channels, own))
+    return values, slopes
+
+
+def _keep(kept, key, tensor):
+    tensor.retain_grad()
+    kept[key] = tensor
+    return tensor
 
 
 # ------------------------------------------------------------------------------------------ regression

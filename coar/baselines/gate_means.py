@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class GateMeans:
         counts = np.zeros((len(examples), total.shape[1]), np.int64)
         for gates, counted in plan(examples):
             (found,) = self.engine.derivatives(batch, gates).values()
-            self._require_finite(found.by_gate, examples[position])
+            require_finite(found.by_gate, examples[position], self.experiment.components.names)
             np.add(total, found.by_gate, out=total, where=counted[position])
             counts += counted
             outputs += found.values
@@ -112,17 +112,6 @@ class GateMeans:
         if not counts.all():
             raise self._never_counted(counts, examples, passes)
         return total / counts[position], outputs / passes
-
-    def _require_finite(self, found: np.ndarray, owner: np.ndarray) -> None:
-        if not np.isfinite(found).all():
-            row, component = np.argwhere(~np.isfinite(found))[0]
-            raise OutputError(
-                f"a derivative is not finite: example {owner[row]}, component "
-                f"{self.experiment.components.names[component]!r}",
-                expected="finite derivatives",
-                got=float(found[row, component]),
-                todo="raise the precision, or exclude this layer; usual: sqrt, norms, division at 0",
-            )
 
     def _never_counted(self, counts: np.ndarray, examples: np.ndarray, passes: int) -> SettingError:
         example, component = np.argwhere(counts == 0)[0]
@@ -135,10 +124,10 @@ class GateMeans:
         )
 
     def untouched(self) -> np.ndarray:
-        """Outputs with all components kept, as a study's rows have them, float64 [columns]; one forward."""
-        runner = self.experiment.prepare(self.device, self.batch_size, self.precision)
-        everything = np.ones((1, len(self.experiment.components)), dtype=bool)
-        return np.asarray(runner(everything)[self.output][0], np.float64)
+        """See `untouched_outputs`."""
+        return untouched_outputs(
+            self.experiment, self.output, self.device, self.batch_size, precision=self.precision
+        )
 
     def attributions(
         self, method: str, weights: np.ndarray, intercept: np.ndarray, passes: int, **more: Any
@@ -155,11 +144,45 @@ class GateMeans:
         return Attributions(weights, intercept, *axes, self.output, provenance=provenance | more)
 
 
-def require_ablation(experiment: object) -> ComponentAblation:
-    """The experiment, if it ablates components of a model."""
+def untouched_outputs(
+    experiment: ComponentAblation,
+    output: str,
+    device: torch.device,
+    batch_size: int | None,
+    precision: str = "float32",
+) -> np.ndarray:
+    """Outputs with all components kept, as a study's rows have them, float64 [columns]; one forward."""
+    runner = experiment.prepare(device, batch_size, precision)
+    everything = np.ones((1, len(experiment.components)), dtype=bool)
+    return np.asarray(runner(everything)[output][0], np.float64)
+
+
+def require_finite(found: np.ndarray, owner: np.ndarray, components: Sequence[str]) -> None:
+    """Raise where a derivative is not finite.
+
+    Args:
+        found: [columns, components].
+        owner: number of each column's example.
+        components: their names.
+
+    Raises:
+        OutputError: NaN or infinite.
+    """
+    if not np.isfinite(found).all():
+        row, component = np.argwhere(~np.isfinite(found))[0]
+        raise OutputError(
+            f"a derivative is not finite: example {owner[row]}, component {components[component]!r}",
+            expected="finite derivatives",
+            got=float(found[row, component]),
+            todo="raise the precision, or exclude this layer; usual: sqrt, norms, division at 0",
+        )
+
+
+def require_ablation(experiment: object, what: str = "derivatives by gates") -> ComponentAblation:
+    """The experiment, if it ablates components of a model; `what` needs that."""
     if not isinstance(experiment, ComponentAblation):
         raise SettingError(
-            "derivatives by gates need a component ablation",
+            f"{what} need a component ablation",
             expected="coar.ComponentAblation",
             got=type(experiment).__name__,
             todo="use leave_one_out, or run a study and fit it",

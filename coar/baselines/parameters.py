@@ -98,12 +98,16 @@ def _per_component(
             gradient = gradients[parameter]
             if gradient is not None:
                 product = (gradient * parameter.detach()).double()
-                if parameter.ndim > 1 and group.blocks > 1:  # units are columns of their block's rows
-                    product = product.unflatten(0, (group.blocks, -1)).movedim(1, -1).flatten(0, 1)
-                    dimension = 0
-                rows = product.movedim(dimension, 0)[group.offset : group.stop].reshape(group.count, -1)
-                sums[flat] += rows.sum(dim=1).cpu().numpy()
+                sums[flat] += component_rows(product, group, dimension).sum(dim=1).cpu().numpy()
     return sums
+
+
+def component_rows(values: Tensor, group: ComponentGroup, dimension: int) -> Tensor:
+    """Numbers in the shape of a group's weight or bias, a component's in each row: [count, numbers]."""
+    if values.ndim > 1 and group.blocks > 1:  # units are columns of their block's rows
+        values = values.unflatten(0, (group.blocks, -1)).movedim(1, -1).flatten(0, 1)
+        dimension = 0
+    return values.movedim(dimension, 0)[group.offset : group.stop].reshape(group.count, -1)
 
 
 def _require_gradient(values: Any, name: str) -> None:
