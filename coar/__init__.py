@@ -7,9 +7,13 @@ from coar.baselines import (
     gradient_x_parameter,
     hybrid,
     integrated_gradients,
+    internal_influence,
     kept_mean,
     leave_one_out,
+    neuron_conductance,
+    random_attributions,
     uniform_gradient_sampling,
+    weight_norm,
 )
 from coar.checking import calibrate, check
 from coar.components import ComponentGroup, ComponentSet
@@ -61,7 +65,11 @@ __all__ = [
     "integrated_gradients",
     "kept_mean",
     "uniform_gradient_sampling",
+    "neuron_conductance",
+    "internal_influence",
     "hybrid",
+    "random_attributions",
+    "weight_norm",
     # what they are good for
     "check",
     "calibrate",
