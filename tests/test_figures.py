@@ -1,4 +1,4 @@
-"""Figures: each function draws what it says on one Axes, outside pyplot, and can be written."""
+"""Figures of edits and top components; each figure draws on one Axes, outside pyplot, and can be written."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas
 import pytest
+import torch
 
 from coar.editing import rank_components
 from coar.report import figures
+from coar.task import Task
+from coar.testing import LinearSum
 from tests.contributions import make_attributions, make_experiment
 
 CONTRIBUTIONS = np.array(
@@ -51,36 +54,6 @@ def legend(ax):
     return [text.get_text() for text in found.get_texts()]
 
 
-def test_correlation_by_fraction_has_a_line_and_a_band_per_method():
-    ax = figures.correlation_by_fraction(MEANS)
-    assert lines(ax) == {"a": [[0.025, 0.1], [0.9, 0.8]], "b": [[0.025, 0.1], [0.5, 0.4]]}
-    assert len(ax.collections) == 2
-    assert legend(ax) == ["a", "b"]
-    assert "fraction of components ablated" in ax.get_xlabel()
-    assert "correlation" in ax.get_ylabel()
-    assert [ax.xaxis.get_major_formatter()(tick) for tick in ax.get_xticks()] == ["2.5%", "10%"]
-    assert ax.get_ylim() == (-0.2, 1.0)
-
-
-def test_no_method_is_dropped_however_many_there_are():
-    many = pandas.concat([MEANS.assign(method=f"method {i}") for i in range(9)])
-    assert len(legend(figures.correlation_by_fraction(many))) == 9
-
-
-def test_predictions_show_every_row_and_the_correlation():
-    truth, predicted = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.5, 3.0])
-    ax = figures.predictions(truth, predicted, title="image 7")
-    assert ax.collections[0].get_offsets().tolist() == [[1.5, 1.0], [2.5, 2.0], [3.0, 4.0]]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted output", "output of the ablated model")
-    assert ax.get_title() == "image 7"
-    assert ax.texts[0].get_text() == f"correlation {np.corrcoef(truth, predicted)[0, 1]:.2f}"
-
-
-def test_predictions_of_a_constant_output_say_that_there_is_no_correlation():
-    ax = figures.predictions(np.ones(3), np.arange(3.0))
-    assert ax.texts[0].get_text() == "correlation nan"
-
-
 def test_an_edit_curve_shows_target_prediction_and_holdout(curve):
     ax = figures.edit_curve(curve, chosen=1)
     found = lines(ax)
@@ -117,12 +90,20 @@ def test_undetermined_components_can_be_drawn():
 
 
 def test_each_draws_on_the_axes_given_and_is_written_as_png(curve, tmp_path):
-    figure, axes = figures.new_figure(columns=4)
+    figure, axes = figures.new_figure(columns=8)
+    attributions = make_attributions(CONTRIBUTIONS)
+    task = Task(
+        LinearSum(torch.ones(1, 1)).eval(), [torch.ones(1)] * 5, show=lambda _, ax: ax.set_title("one")
+    )
     drawn = [
         figures.correlation_by_fraction(MEANS, axes[0]),
         figures.predictions(np.arange(3.0), np.arange(3.0), axes[1]),
         figures.edit_curve(curve, ax=axes[2]),
-        figures.top_components(make_attributions(CONTRIBUTIONS), 0, ax=axes[3]),
+        figures.top_components(attributions, 0, ax=axes[3]),
+        figures.correlation_by_compute(MEANS.assign(forwards=10), ax=axes[4]),
+        figures.correlation_histogram(MEANS.assign(pearson=MEANS.correlation), axes[5]),
+        figures.layer_heat_map(attributions, ax=axes[6]),
+        figures.top_component_images(attributions, 0, task, ax=axes[7]),
     ]
     assert drawn == axes
     path = figures.save_figure(figure, tmp_path / "new folder" / "all.png")

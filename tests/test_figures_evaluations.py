@@ -1,0 +1,212 @@
+"""Figures of evaluations: what is drawn is what was evaluated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas
+import pytest
+
+from coar.errors import SettingError
+from coar.report import figures
+
+MEANS = pandas.DataFrame(
+    {
+        "method": ["a", "a", "b", "b"],
+        "ablation_fraction": [0.025, 0.1, 0.025, 0.1],
+        "correlation": [0.9, 0.8, 0.5, 0.4],
+        "low": [0.8, 0.7, 0.4, -0.2],
+        "high": [0.95, 0.9, 0.6, 0.5],
+    }
+)
+COSTS = pandas.DataFrame(
+    {
+        "method": ["long", "short", "once", "floor", "unknown", "by hand"],
+        "ablation_fraction": 0.1,
+        "correlation": [0.8, 0.6, 0.3, 0.05, 0.2, np.nan],
+        "low": [0.75, 0.5, 0.2, 0.0, 0.1, np.nan],
+        "high": [0.85, 0.7, 0.4, 0.1, 0.3, np.nan],
+        "ceiling": [0.9, 0.92, np.nan, np.nan, np.nan, np.nan],
+        "forwards": [300, 30, 3, 0, np.nan, 10],
+        "family": ["gate_gradients", "gate_gradients", "one", "none", "else", "hand"],
+    }
+)
+
+
+def lines(ax):
+    """Data of the lines by label."""
+    return {line.get_label(): [list(map(float, xy)) for xy in line.get_data()] for line in ax.get_lines()}
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_correlation_by_fraction_has_a_line_and_a_band_per_method():
+    ax = figures.correlation_by_fraction(MEANS)
+    assert lines(ax) == {"a": [[0.025, 0.1], [0.9, 0.8]], "b": [[0.025, 0.1], [0.5, 0.4]]}
+    assert len(ax.collections) == 2
+    assert legend(ax) == ["a", "b"]
+    assert "fraction of components ablated" in ax.get_xlabel()
+    assert "correlation" in ax.get_ylabel()
+    assert [ax.xaxis.get_major_formatter()(tick) for tick in ax.get_xticks()] == ["2.5%", "10%"]
+    assert ax.get_ylim() == (-0.2, 1.0)
+
+
+def test_no_method_is_dropped_however_many_there_are():
+    many = pandas.concat([MEANS.assign(method=f"method {i}") for i in range(9)])
+    assert len(legend(figures.correlation_by_fraction(many))) == 9
+
+
+def test_predictions_show_every_row_and_the_correlation():
+    truth, predicted = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.5, 3.0])
+    ax = figures.predictions(truth, predicted, title="image 7")
+    assert ax.collections[0].get_offsets().tolist() == [[1.5, 1.0], [2.5, 2.0], [3.0, 4.0]]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted output", "output of the ablated model")
+    assert ax.get_title() == "image 7"
+    assert ax.texts[0].get_text() == f"correlation {np.corrcoef(truth, predicted)[0, 1]:.2f}"
+
+
+def test_predictions_of_a_constant_output_say_that_there_is_no_correlation():
+    ax = figures.predictions(np.ones(3), np.arange(3.0))
+    assert ax.texts[0].get_text() == "correlation nan"
+
+
+def test_the_linear_ceiling_is_dotted_where_it_is_known():
+    means = MEANS.assign(ceiling=[0.97, 0.9, np.nan, 0.94])
+    ax = figures.correlation_by_fraction(means)
+    assert lines(ax)["linear ceiling"] == [[0.025, 0.1], [0.97, pytest.approx(0.92)]]
+    assert {line.get_label(): line.get_linestyle() for line in ax.get_lines()}["linear ceiling"] == ":"
+    assert legend(ax) == ["a", "b", "linear ceiling"]
+
+
+def test_no_ceiling_is_drawn_where_none_is_known():
+    assert legend(figures.correlation_by_fraction(MEANS.assign(ceiling=np.nan))) == ["a", "b"]
+
+
+def test_fractions_far_apart_are_on_a_logarithmic_axis():
+    means = MEANS.assign(ablation_fraction=[0.01, 0.4, 0.01, 0.4])
+    ax = figures.correlation_by_fraction(means)
+    ax.figure.canvas.draw()
+    assert ax.get_xscale() == "log"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1%", "40%"]
+    assert figures.correlation_by_fraction(MEANS).get_xscale() == "linear"
+
+
+def test_a_long_legend_stands_beside_the_data():
+    many = pandas.concat([MEANS.assign(method=f"method {i}") for i in range(8)])
+    ax = figures.correlation_by_fraction(many)
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1
+    assert ax.get_window_extent().width > 0.5 * ax.figure.get_window_extent().width
+
+
+def test_methods_differ_without_colour():
+    many = pandas.concat([MEANS.assign(method=f"method {i}") for i in range(12)])
+    drawn = figures.correlation_by_fraction(many).get_lines()
+    assert len({(line.get_marker(), line.get_color()) for line in drawn}) == 12
+    assert len({line.get_marker() for line in drawn[:5]}) == 5
+
+
+def points(ax):
+    """x, y, and lower and upper ends of the error bars of each family, by label."""
+    found = {}
+    for container in ax.containers:
+        line, _, (bars,) = container.lines
+        ends = [(low[1], high[1]) for low, high in bars.get_segments()]
+        found[container.get_label()] = (*map(list, line.get_data()), ends, line.get_linestyle())
+    return found
+
+
+def test_correlation_by_compute_joins_families_in_order_of_cost():
+    found = points(figures.correlation_by_compute(COSTS))
+    assert set(found) == {"gate gradients", "once"}
+    x, y, ends, style = found["gate gradients"]
+    assert (x, y, style) == ([30, 300], [0.6, 0.8], "-")
+    assert ends == [pytest.approx((0.5, 0.7)), pytest.approx((0.75, 0.85))]
+    assert found["once"][:2] == ([3], [0.3])
+    assert found["once"][3] == "None"
+
+
+def test_correlation_by_compute_shows_ceiling_floor_and_what_is_left_out():
+    ax = figures.correlation_by_compute(COSTS)
+    found = lines(ax)
+    assert set(found["linear ceiling"][1]) == {0.91}
+    assert set(found["floor (costs nothing)"][1]) == {0.05}
+    assert legend(ax)[-1] == "linear ceiling"
+    assert ax.get_xscale() == "log"
+    (note,) = [text.get_text() for text in ax.texts]
+    assert note == "left out, cost or correlation not known: unknown, by hand"
+    assert "forward passes" in ax.get_xlabel()
+    assert ax.get_title() == "10% ablated"
+
+
+def test_correlation_by_compute_labels_costs_as_numbers():
+    ax = figures.correlation_by_compute(COSTS[:2])
+    ax.figure.canvas.draw()
+    low, high = ax.get_xlim()
+    places = [place for place in ax.get_xticks() if low <= place <= high]
+    label = ax.xaxis.get_major_formatter()
+    assert [label(place) for place in places] == ["30", "50", "100", "200", "300"]
+
+
+def test_correlation_by_compute_takes_one_fraction_and_methods_without_families():
+    means = pandas.concat([COSTS, COSTS.assign(ablation_fraction=0.2, correlation=0.1, low=0.0, high=0.2)])
+    found = points(figures.correlation_by_compute(means.drop(columns="family"), fraction=0.2))
+    assert found["long"][:2] == ([300], [0.1])
+    assert "short" in found
+
+
+def test_correlation_by_compute_refuses_what_it_cannot_draw():
+    with pytest.raises(SettingError, match="what it cost"):
+        figures.correlation_by_compute(MEANS)
+    with pytest.raises(SettingError, match="no method says what it cost"):
+        figures.correlation_by_compute(COSTS.assign(forwards=np.nan))
+    with pytest.raises(SettingError, match=r"0\.1"):
+        figures.correlation_by_compute(COSTS, fraction=0.3)
+
+
+def histogram_table():
+    rng = np.random.default_rng(0)
+    values = {"good": rng.uniform(0.6, 1.0, 50), "bad": rng.uniform(-0.3, 0.4, 50)}
+    values["bad"][:3] = np.nan
+    parts = [
+        pandas.DataFrame({"method": method, "ablation_fraction": fraction, "pearson": pearson / scale})
+        for fraction, scale in ((0.1, 1.0), (0.2, 2.0))
+        for method, pearson in values.items()
+    ]
+    return pandas.concat(parts), values
+
+
+def test_histograms_count_every_defined_column_and_mark_medians():
+    table, values = histogram_table()
+    ax = figures.correlation_histogram(table)
+    for stairs, (method, pearson) in zip(ax.patches, values.items(), strict=True):
+        defined = pearson[np.isfinite(pearson)]
+        counts, edges, _ = stairs.get_data()
+        assert counts.tolist() == np.histogram(defined, edges)[0].tolist()
+        assert counts.sum() == len(defined)
+        assert stairs.get_label() == f"{method}, median {np.median(defined):.2f}"
+    marks = [float(line.get_xdata()[0]) for line in ax.get_lines()]
+    assert marks == pytest.approx([np.nanmedian(pearson) for pearson in values.values()])
+    assert ax.texts[0].get_text() == "constant outputs, no correlation: bad 3"
+    assert ax.get_title() == "10% ablated"
+
+
+def test_histograms_of_another_fraction_and_of_none():
+    table, values = histogram_table()
+    ax = figures.correlation_histogram(table, fraction=0.2)
+    assert ax.get_lines()[0].get_xdata()[0] == pytest.approx(np.median(values["good"]) / 2)
+    with pytest.raises(SettingError, match="fraction"):
+        figures.correlation_histogram(table, fraction=0.5)
+
+
+def test_a_histogram_of_nothing_defined_says_so():
+    table = pandas.DataFrame({"method": ["a"], "ablation_fraction": [0.1], "pearson": [np.nan]})
+    assert figures.correlation_histogram(table).texts[0].get_text().endswith("a 1")
+
+
+def test_perfect_correlations_are_counted():
+    table = pandas.DataFrame(
+        {"method": ["a"] * 2, "ablation_fraction": [0.1] * 2, "pearson": [1.0 + 1e-12, 1.0]}
+    )
+    assert figures.correlation_histogram(table).patches[0].get_data().values.sum() == 2
