@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import numpy as np
+import pandas
 import pytest
 
 from coar import cli
@@ -19,7 +20,7 @@ from tests.contributions import make_task
 
 VERBS = [
     *("demo", "doctor", "components", "plan", "init", "run", "status", "extend", "fit", "evaluate", "edit"),
-    *("import", "export", "check"),
+    *("import", "export", "check", "baseline"),
 ]
 
 
@@ -206,6 +207,49 @@ def test_all_attributions_are_evaluated_where_none_is_named(works, fails, spec, 
     text = works("evaluate", study, "--num-rows", 5)
     assert "sparse" in text
     assert "few" in text
+
+
+@pytest.mark.slow
+def test_baselines_are_made_by_name_and_evaluated_with_the_others(works, fails, coar, spec, tmp_path):
+    study, figure, table = tmp_path / "study", tmp_path / "figures/found.png", tmp_path / "tables/found.csv"
+    for words in (("init", spec, study), ("run", study), ("fit", study)):
+        works(*words)
+    assert "neuron-conductance, random-attributions" in fails("baseline", study, "loo")
+    assert "has no passes" in fails("baseline", study, "leave-one-out", "--passes", 3)
+    status, _, err = coar("baseline", study, "leave-one-out", "weight-norm", "--name", "mine")
+    assert (status, "--name is for one baseline" in err) == (2, True)
+    text = works("baseline", study, "leave-one-out", "gradient-x-parameter")
+    assert "40 columns x 12 components, output='margin', by leave_one_out" in text
+    assert f"leave-one-out: in {study}/attributions/leave-one-out" in text
+    assert "by gate gradients, 10 passes" in works("baseline", study, "gate-gradients", "--passes", 10)
+    works("baseline", study, "internal-influence", "--passes", 2, "--name", "influence")
+    assert "influence: in" in works(
+        "baseline", study, "internal-influence", "--passes", 2, "--name", "influence"
+    )
+    files = ("--figure", figure, "--table", table)
+    assert "ends in .png" in fails("evaluate", study, "--figure", tmp_path / "found.jpg")
+    text = works("evaluate", study, "--fraction", 0.1, "--fraction", 0.2, "--num-rows", 20, *files)
+    assert f"written to {figure}\nwritten to {table}" in text
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    found = pandas.read_csv(table)
+    methods = {"ridge", "leave-one-out", "gradient-x-parameter", "gate-gradients", "influence"}
+    assert set(found.method) == methods
+    assert set(found.ablation_fraction) == {0.1, 0.2}
+    assert len(found) == 5 * 2 * 40
+    exact = found[found.method == "leave-one-out"]  # of a linear model
+    assert exact.pearson.to_numpy() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_attributions_of_other_columns_have_files_of_their_own(works, spec, tmp_path):
+    study, table = tmp_path / "study", tmp_path / "found.csv"
+    for words in (("init", spec, study), ("run", study), ("fit", study)):
+        works(*words)
+    works("fit", study, "--columns", "0:4", "--name", "few")
+    works("evaluate", study, "--num-rows", 5, "--table", table)
+    lengths = {path.name: len(pandas.read_csv(path)) for path in tmp_path.glob("found*.csv")}
+    assert sorted(lengths.values()) == [4, 40]
+    assert set(lengths) == {"found.csv", "found-2.csv"}
 
 
 def test_the_published_settings_are_kept_for_the_published_solver(coar, spec, tmp_path, monkeypatch):
