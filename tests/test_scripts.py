@@ -1,20 +1,25 @@
 """The shell scripts: they parse, explain themselves, and one small study runs from end to end."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 
 import coar
 from coar.attributions import Attributions
+from coar.baselines.named import BASELINES
 from coar.study import Study
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 ESTIMATES = [path for path in SCRIPTS if path.stem.startswith("estimate_")]
+EVALUATES = [path for path in SCRIPTS if path.stem.startswith("evaluate_")]
 
 
 def search_path():
@@ -55,7 +60,7 @@ def test_shellcheck_finds_nothing(script):
     assert run("shellcheck", script).stdout == ""
 
 
-@pytest.mark.parametrize("script", ESTIMATES, ids=name_of)
+@pytest.mark.parametrize("script", ESTIMATES + EVALUATES, ids=name_of)
 @pytest.mark.parametrize("words", [["--help"], ["--small", "-h"]])
 def test_explains_itself(script, words, tmp_path):
     text = run(script, *words, folder=tmp_path).stdout
@@ -64,8 +69,31 @@ def test_explains_itself(script, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_study_is_an_error(tmp_path):
-    done = run(ROOT / "scripts" / "estimate.sh", "nothing", folder=tmp_path, check=False)
+def test_every_published_study_is_estimated_and_evaluated():
+    assert [path.stem.split("_", 1)[1] for path in EVALUATES] == [
+        path.stem.split("_", 1)[1] for path in ESTIMATES
+    ]
+
+
+@pytest.mark.parametrize("script", EVALUATES, ids=name_of)
+def test_evaluates_at_the_fraction_of_the_study_and_beyond(script):
+    called = re.search(r'evaluate.sh" (\w+) "([\d. ]+)" \\\n +"([a-z -]+)" "\$@"', script.read_text())
+    name, fractions, names = called[1], [float(word) for word in called[2].split()], called[3].split()
+    spec = json.loads((ROOT / "specs" / f"{name}.json").read_text())
+    assert fractions[-1] == spec["design"]["ablation_fraction"]
+    assert [round(fraction / fractions[-1], 9) for fraction in fractions] == [1.5, 1.25, 1.0]
+    assert set(names) <= set(BASELINES)
+    assert {"gradient-x-parameter", "neuron-conductance", "internal-influence", "gate-gradients"} <= set(
+        names
+    )
+    assert ("leave-one-out" in names) is ("Leave-one-out costs" not in script.read_text())
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [("estimate.sh", ["nothing"]), ("evaluate.sh", ["nothing", "0.1", "weight-norm"])]
+)
+def test_an_unknown_study_is_an_error(script, words, tmp_path):
+    done = run(ROOT / "scripts" / script, *words, folder=tmp_path, check=False)
     assert done.returncode == 1
     assert "specs/nothing.json" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -84,3 +112,17 @@ def test_a_small_study_runs_from_anywhere_and_again(tmp_path):
     assert Attributions.load(study.attributions_path("ridge")).weights.shape == (100, 448)
     again = run(script, "--small", "study", folder=tmp_path)
     assert again.stdout.splitlines()[-3:] == first.stdout.splitlines()[-3:]
+    evaluate_small_study(tmp_path)
+
+
+def evaluate_small_study(folder):
+    """As its own script does, with the cheap baselines."""
+    words = ["imagenet_vit_b_16", "0.075 0.05", "gradient-x-parameter weight-norm", "--small", "study"]
+    first = run(ROOT / "scripts" / "evaluate.sh", *words, folder=folder)
+    again = run(ROOT / "scripts" / "evaluate.sh", *words, folder=folder)
+    assert again.stdout == first.stdout
+    assert "of 400 rows" not in first.stdout  # the study was there
+    assert "60 held-out rows" in first.stdout
+    table = pandas.read_csv(folder / "study/evaluation.csv")
+    assert len(table) == 3 * 2 * 100  # methods, fractions, columns
+    assert (folder / "study/evaluation.png").exists()

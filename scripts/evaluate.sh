@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# What the four evaluate_*.sh share: a study as estimate.sh makes it, other methods, held-out correlations.
+# FRACTIONS and BASELINES are lists in one word each. Run again, it goes on where it stopped.
+set -euo pipefail
+
+usage="usage: $(basename "$0") NAME FRACTIONS BASELINES [--small] [RUN] [options of coar run, such as --workers 2]"
+if [ $# -lt 3 ]; then
+    echo "$usage"
+    [[ ${1:-} == -h || ${1:-} == --help ]] && exit
+    exit 2
+fi
+name=$1 folder=runs/$1 held_out=100
+read -r -a fractions <<< "$2"
+read -r -a baselines <<< "$3"
+shift 3
+for word in "$@"; do
+    if [ "$word" = --small ]; then
+        folder=runs/${name}_small held_out=60
+    fi
+done
+for word in "$@"; do # RUN is the first word after --small, if it is no option
+    [ "$word" != --small ] || continue
+    [[ $word == -* ]] || folder=$word
+    break
+done
+run=$folder
+case $run in /*) ;; *) run=$PWD/$run ;; esac
+scripts=$(cd "$(dirname "$0")" && pwd)
+
+if [ ! -e "$run/attributions/ridge/index.json" ]; then
+    "$scripts/estimate.sh" "$name" "$@"
+fi
+cd "$scripts/.." # where specs look for data/
+PATH=$PWD/.venv/bin:$PATH
+coar baseline "$run" "${baselines[@]}"
+options=()
+for fraction in "${fractions[@]}"; do
+    options+=(--fraction "$fraction")
+done
+coar evaluate "$run" --num-rows "$held_out" "${options[@]}" \
+    --figure "$run/evaluation.png" --table "$run/evaluation.csv"
