@@ -18,7 +18,7 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast lint format bench clean
+.PHONY: help install demo test test-fast lint format notebooks bench clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ lint: $(INSTALLED) ## ruff (rules and format) and mypy, changing nothing
 format: $(INSTALLED) ## let ruff rewrite what it can
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
+
+notebooks: $(INSTALLED) ## run notebooks/*.py and write the .ipynb beside them, a few minutes
+	$(RUN) scripts.make_notebooks
 
 bench: $(INSTALLED_BENCH) ## run every benchmark; exit status 1 where a claim does not hold
 	@[ -n "$(BENCHMARKS)" ] || { echo "there is nothing in benchmarks/" >&2; exit 1; }

@@ -1,0 +1,93 @@
+"""The notebooks: their sources run as scripts on small data, and the .ipynb files are of these sources."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+import coar
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
+SIZES = {  # examples and layers: enough for every cell, with numbers that mean little
+    "cifar_resnet_small": ({"network": "resnet8", "num_examples": 8}, ["*"]),
+    "imagenet_resnet50_small": ({"num_examples": 4}, ["layer1*"]),
+}
+MOST_BYTES = 500_000
+
+
+def name_of(path):
+    return path.stem
+
+
+def code_cells(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def make_specs(folder):
+    """The specs in use, smaller."""
+    folder.mkdir()
+    for name, (arguments, layers) in SIZES.items():
+        spec = json.loads((ROOT / "specs" / f"{name}.json").read_text(encoding="utf-8"))
+        spec["experiment"]["task"]["args"] |= arguments
+        spec["experiment"]["components"] = {"kinds": ["conv_filter"], "include": layers}
+        spec["estimator"]["num_rows"] = 60
+        (folder / f"{name}.json").write_text(json.dumps(spec), encoding="utf-8")
+
+
+def test_there_are_both():
+    assert list(map(name_of, SOURCES)) == ["evaluate_cifar", "evaluate_imagenet"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES, ids=name_of)
+def test_the_source_runs_as_a_script_and_again(source, tmp_path):
+    pytest.importorskip("torchvision", reason=coar.errors.install_hint("vision"))
+    make_specs(tmp_path / "specs")
+    shutil.copy(source, tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    environment["COAR_DATA"] = str(ROOT / "data")
+    command = [sys.executable, "-W", "ignore::UserWarning", source.name]
+    first, again = (
+        subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        for _ in range(2)
+    )
+    assert first.returncode == 0, first.stderr
+    assert "linear ceiling" in first.stdout
+    assert again.stdout == first.stdout  # from what lies in runs/
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, "specs", "runs"}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name_of)
+def test_the_notebook_is_of_this_source(source):
+    book, text = nbformat.read(source.with_suffix(".ipynb"), as_version=4), jupytext.read(source)
+    assert [(cell.cell_type, cell.source) for cell in book.cells] == [
+        (cell.cell_type, cell.source) for cell in text.cells
+    ], f"make notebooks: {source.name} has changed"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name_of)
+def test_the_notebook_holds_its_outputs_and_nothing_of_the_machine(source):
+    path = source.with_suffix(".ipynb")
+    assert path.stat().st_size <= MOST_BYTES
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    counts = [cell.execution_count for cell in code_cells(book)]
+    assert counts == list(range(1, len(counts) + 1))  # all cells, once, in order
+    outputs = [output for cell in code_cells(book) for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    shown = re.findall(r"^plt\.show\(\)|\)\.figure$", source.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(pictures) == len(shown) > 4
+    texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
+    assert not [text for text in texts if re.search(r"(^|[^\w.~])/\w[\w.-]*/\w", text)]  # absolute paths
