@@ -21,7 +21,7 @@ from coar.designs import Bernoulli, FixedSize, LeaveOneOut
 from coar.discovery import component_rule, find_components
 from coar.edit import Edit
 from coar.editing import rank_components
-from coar.evaluation import evaluate
+from coar.evaluation import Evaluation, evaluate, linear_ceiling, split_half
 from coar.executors.processes import Processes
 from coar.executors.serial import Serial
 from coar.experiments.ablation import ComponentAblation
@@ -74,6 +74,9 @@ __all__ = [
     "check",
     "calibrate",
     "evaluate",
+    "Evaluation",
+    "linear_ceiling",
+    "split_half",
     "rank_components",
     "Edit",
 ]
