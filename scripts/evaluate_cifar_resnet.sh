@@ -11,7 +11,7 @@ Correlations of predicted with true margins at 15, 12.5 and 10 % of the filters 
 published, with the linear ceiling at 10 %; beside leave-one-out (2,304 ablations), gradient x parameter,
 neuron conductance, internal influence, and gate gradients. Needs what estimate_cifar_resnet.sh needs.
 
---small: a ResNet-20 and 100 images that come along; a minute or two.
+--small: a ResNet-20 and 100 images that come along; two or three minutes.
 
 RUN is the folder of the study (default runs/cifar_resnet, or runs/cifar_resnet_small), which
 estimate_cifar_resnet.sh makes first if it is not there. evaluation.png and evaluation.csv are written into it.

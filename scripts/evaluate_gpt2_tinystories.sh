@@ -12,7 +12,7 @@ Correlations of predicted with true margins at 3.75, 3.125 and 2.5 % of the comp
 and gate gradients. Leave-one-out costs 64,512 ablations, two thirds of the study: `coar baseline RUN
 leave-one-out` adds it to the next evaluation. Needs what estimate_gpt2_tinystories.sh needs.
 
---small: a small GPT-2 over characters and 30 passages of Shakespeare that come along; a minute or two.
+--small: a small GPT-2 over characters and 30 passages of Shakespeare that come along; two or three minutes.
 
 RUN is the folder of the study (default runs/gpt2_tinystories, or runs/gpt2_tinystories_small), which
 estimate_gpt2_tinystories.sh makes first if it is not there. evaluation.png and evaluation.csv are written into it.
