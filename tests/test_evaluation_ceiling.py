@@ -75,6 +75,17 @@ def test_fewer_rows_than_components_make_it_uncertain_and_not_wrong():
     assert width[0] > 3 * width[1]
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.2])
+def test_noise_of_r2_does_not_bias_the_mean_of_its_root(noise):
+    rng = np.random.default_rng(0)
+    true = rng.beta(8, 4, size=20_000)  # around 2/3
+    seen = true + noise * rng.normal(size=len(true))
+    found = ceiling_module.mean_root(seen, noise**2)
+    assert found == pytest.approx(np.sqrt(true).mean(), abs=0.003)
+    if noise > 0.1:  # as it would be without
+        assert abs(np.sqrt(np.clip(seen, 0, 1)).mean() - np.sqrt(true).mean()) > 0.01
+
+
 def test_the_ceiling_does_not_depend_on_how_rows_were_sharded(tmp_path):
     experiment, design = SubsetMean(), Bernoulli(ablation_fraction=0.3)
     found = []

@@ -75,10 +75,10 @@ def evaluate(
             )
     study = open_study(directory, allow_import)
     tested = fractions or [getattr(study.spec.design, "ablation_fraction", 0.1)]
-    ceiling: Any = study if tells_ceiling(study) else "auto"
-    options: dict[str, Any] = {"ceiling": ceiling, "directory": directory / "held-out"}
     found = []
     for methods in by_columns(saved_attributions(study, names)):
+        ceiling = [source for source in (study, *methods.values()) if tells_ceiling(source)]
+        options: dict[str, Any] = {"ceiling": ceiling, "directory": directory / "held-out"}
         found.append(evaluate_methods(study.experiment, methods, tested, num_rows, seed, **options))
         typer.echo(found[-1].summary())
     for path in save_evaluations(found, figure, table):

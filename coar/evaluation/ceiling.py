@@ -39,9 +39,9 @@ def linear_ceiling(
 ) -> Estimate:
     """Correlation of the best linear model, mean over columns, from the rows of a study.
 
-    Unbiased before the square root: |w|^2 is the sum over pairs of groups of rows of the products of their
-    estimates (the mean of (kept - chance) times output), which needs no regression and no more rows than
-    components; with few rows per component the interval is wide, not the value wrong.
+    |w|^2 is unbiased: the sum over pairs of groups of rows of the products of their estimates (the mean of
+    (kept - chance) times output), which needs no regression and no more rows than components. With few rows
+    per component the interval is wide; gate gradients then tell it better.
 
     Args:
         study: its rows were drawn by `Bernoulli`; those that are there are read once.
@@ -112,32 +112,61 @@ class _Sums:
     def ceiling(self) -> Estimate:
         """The mean over columns, and its jackknife interval."""
         mean = self._totals.sum(axis=0) / self._rows.sum()
-        self._products -= self._moves[:, :, None] * mean  # outputs less their mean: less noise
+        for products, moves in zip(self._products, self._moves, strict=True):
+            products -= np.outer(moves, mean)  # outputs less their mean: less noise
         everything = self._products.sum(axis=0)
         own = np.einsum("gpc,gpc->gc", self._products, self._products)
         with_all = np.einsum("gpc,pc->gc", self._products, everything)
         whole = (everything**2).sum(axis=0) - own.sum(axis=0)
-        value = self._mean(whole, np.ones(GROUPS, dtype=bool))
-        away = np.empty(GROUPS)
-        for group in range(GROUPS):
-            others = np.arange(GROUPS) != group
-            away[group] = self._mean(whole - 2 * (with_all[group] - own[group]), others)
-        spread = np.sqrt((GROUPS - 1) / GROUPS * ((away - away.mean()) ** 2).sum())
+        moving = self._moving()
+        r2 = self._r2(whole, np.ones(GROUPS, dtype=bool))[moving]
+        without = [whole - 2 * (with_all[group] - own[group]) for group in range(GROUPS)]
+        away = np.stack([self._r2(w, np.arange(GROUPS) != g)[moving] for g, w in enumerate(without)])
+        noise = float(((GROUPS - 1) / GROUPS * ((away - away.mean(axis=0)) ** 2).sum(axis=0)).mean())
+        value, each = mean_root(r2, noise), np.array([mean_root(one, noise) for one in away])
+        spread = np.sqrt((GROUPS - 1) / GROUPS * ((each - each.mean()) ** 2).sum())
         return Estimate(value, max(0.0, value - STUDENT * spread), min(1.0, value + STUDENT * spread))
 
-    def _mean(self, products: np.ndarray, groups: np.ndarray) -> float:
-        """Mean of sqrt(R2) over columns that change; `products` over pairs of different groups."""
-        rows = self._rows[groups]
-        pairs = rows.sum() ** 2 - (rows**2).sum()
+    def _variance(self, groups: np.ndarray) -> np.ndarray:
+        rows = self._rows[groups].sum()
         total, squares = self._totals[groups].sum(axis=0), self._squares[groups].sum(axis=0)
-        variance = (squares - total**2 / rows.sum()) / (rows.sum() - 1)
-        moving = variance > 1e-12 * squares / rows.sum()
-        if not moving.any():
+        return (squares - total**2 / rows) / (rows - 1)
+
+    def _moving(self) -> np.ndarray:
+        """Columns whose outputs change."""
+        found = (
+            self._variance(np.ones(GROUPS, dtype=bool)) > 1e-12 * self._squares.sum(axis=0) / self._rows.sum()
+        )
+        if not found.any():
             raise FitError(
                 "there is nothing to explain", expected="outputs that change", got="constant outputs"
             )
-        explained = products[moving] / pairs / (self._kept * (1 - self._kept))
-        return float(np.sqrt(np.clip(explained / variance[moving], 0.0, 1.0)).mean())
+        return found
+
+    def _r2(self, products: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Of each column [columns], not confined to 0..1; `products` over pairs of different groups."""
+        rows = self._rows[groups]
+        explained = products / (rows.sum() ** 2 - (rows**2).sum()) / (self._kept * (1 - self._kept))
+        variance = self._variance(groups)
+        return np.divide(explained, variance, out=np.zeros(len(variance)), where=variance > 0)
+
+
+def mean_root(r2: np.ndarray, noise: float) -> float:
+    """Mean of sqrt(R2) over columns whose R2 is known with noise.
+
+    The root of a noisy number is too small on average, and of one that is cut off at 0 too large: columns are
+    first drawn together until their spread is what noise leaves of it.
+
+    Args:
+        r2: [columns], perhaps below 0 or above 1.
+        noise: variance of what is wrong with each, mean over columns.
+
+    >>> mean_root(np.array([0.25, 1.0]), noise=0.0)
+    0.75
+    """
+    centre, spread = max(0.0, float(r2.mean())), float(r2.var())
+    share = np.sqrt(max(0.0, 1 - noise / spread)) if spread > 0 else 0.0
+    return float(np.sqrt(np.clip(centre + share * (r2 - centre), 0.0, 1.0)).mean())
 
 
 def _bounds(rows: int) -> np.ndarray:

@@ -155,15 +155,18 @@ class Evaluation:
     def summary(self) -> str:
         """Method x ablation fraction: mean correlation, its 95 % interval, its share of the ceiling."""
         means = self.means()
-        width = max(len(name) for name in [*self.methods, "linear ceiling"])
-        lines = [f"{'method':<{width}}" + "".join(f"  {_heading(f, f in self.ceilings)}" for f in self.truth)]
-        lines.append("-" * len(lines[0]))
+        table = [["method", *(f"ablate {100 * f:.4g}%{self._pad(f)}" for f in self.truth)]]
         for method, part in means.groupby("method", sort=False):
-            cells = (_cell(row, row.ablation_fraction in self.ceilings) for row in part.itertuples())
-            lines.append(f"{method:<{width}}" + "".join(f"  {cell}" for cell in cells))
+            table.append(
+                [
+                    str(method),
+                    *(_cell(row) + self._pad(row.ablation_fraction, row.share) for row in part.itertuples()),
+                ]
+            )
         if self.ceilings:
-            cells = (f"{self.ceilings.get(f, '-')!s:>18}{'':{6 * (f in self.ceilings)}}" for f in self.truth)
-            lines.append(f"{'linear ceiling':<{width}}" + "".join(f"  {cell}" for cell in cells))
+            ceilings = (f"{self.ceilings.get(f, '-')}{self._pad(f)}" for f in self.truth)
+            table.append(["linear ceiling", *ceilings])
+        lines = aligned(table)
         rows = next(iter(self.truth.values())).shape[0]
         lines.append(
             f"mean correlation over {len(self.columns)} columns, {rows} held-out rows each, 95 % intervals"
@@ -173,6 +176,12 @@ class Evaluation:
         if means.undefined.any():
             lines.append(f"not defined, and left out: up to {means.undefined.max()} constant columns")
         return "\n".join(line.rstrip() for line in lines)
+
+    def _pad(self, fraction: float, share: float = NOTHING) -> str:
+        """Room for shares where the ceiling is known, and the share."""
+        if fraction not in self.ceilings:
+            return ""
+        return f"{100 * share:4.0f} %" if math.isfinite(share) else " " * 6
 
     def example(
         self, column: int | str, method: str | None = None, fraction: float | None = None
@@ -234,12 +243,15 @@ def _over(statistic: Any, values: np.ndarray) -> float:
     return float(statistic(known)) if len(known) else NOTHING
 
 
-def _heading(fraction: float, share: bool) -> str:
-    return f"{f'ablate {100 * fraction:.4g}%':>18}" + (" " * 6 if share else "")
+def _cell(row: Any) -> str:
+    return f"{row.correlation:.3f} [{row.low:.3f}, {row.high:.3f}]"
 
 
-def _cell(row: Any, share: bool) -> str:
-    text = f"{f'{row.correlation:.3f} [{row.low:.3f}, {row.high:.3f}]':>18}"
-    if not share:
-        return text
-    return text + (f"{100 * row.share:4.0f} %" if math.isfinite(row.share) else " " * 6)
+def aligned(table: list[list[str]]) -> list[str]:
+    """Lines of a table with a rule below its head; all but the first entry stand to the right."""
+    widths = [max(len(row[place]) for row in table) for place in range(len(table[0]))]
+    lines = []
+    for row in table:
+        cells = [f"{row[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
