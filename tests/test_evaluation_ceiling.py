@@ -100,7 +100,9 @@ def test_some_columns_have_a_ceiling_of_their_own(tmp_path):
     study = study_of(tmp_path / "study", SubsetMean(), 0.3, 400)
     names = study.columns["mean"].names
     each = [linear_ceiling(study, columns=[name]).value for name in names]
-    assert np.mean(each) == pytest.approx(linear_ceiling(study).value, abs=1e-9)
+    assert linear_ceiling(study, columns=names) == linear_ceiling(study)
+    assert np.mean(each) == pytest.approx(linear_ceiling(study).value, abs=0.01)  # noise apart
+    assert np.std(each) > 0
 
 
 def test_too_few_rows_and_other_designs_are_refused(tmp_path):

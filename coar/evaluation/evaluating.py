@@ -181,7 +181,7 @@ def _ceiling(
 
     Rows are believed where they tell it well: they know no derivatives that could be wrong.
     """
-    known = []
+    known: list[Estimate | None] = []
     for source in sources:
         if isinstance(source, Study):
             if getattr(source.spec.design, "ablation_fraction", None) == fraction:

@@ -8,6 +8,7 @@ Columns are read and predicted block by block.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -156,21 +157,15 @@ class Evaluation:
         """Method x ablation fraction: mean correlation, its 95 % interval, its share of the ceiling."""
         means = self.means()
         table = [["method", *(f"ablate {100 * f:.4g}%{self._pad(f)}" for f in self.truth)]]
-        for method, part in means.groupby("method", sort=False):
-            table.append(
-                [
-                    str(method),
-                    *(_cell(row) + self._pad(row.ablation_fraction, row.share) for row in part.itertuples()),
-                ]
-            )
+        for method in self.methods:
+            rows = means[means.method == method].to_dict("records")
+            table.append([method, *(_cell(r) + self._pad(r["ablation_fraction"], r["share"]) for r in rows)])
         if self.ceilings:
             ceilings = (f"{self.ceilings.get(f, '-')}{self._pad(f)}" for f in self.truth)
             table.append(["linear ceiling", *ceilings])
         lines = aligned(table)
-        rows = next(iter(self.truth.values())).shape[0]
-        lines.append(
-            f"mean correlation over {len(self.columns)} columns, {rows} held-out rows each, 95 % intervals"
-        )
+        seen = f"{len(self.columns)} columns, {next(iter(self.truth.values())).shape[0]} held-out rows each"
+        lines.append(f"mean correlation over {seen}, 95 % intervals")
         if self.ceilings:
             lines.append("%: share of the linear ceiling, what the best linear model would reach")
         if means.undefined.any():
@@ -243,8 +238,8 @@ def _over(statistic: Any, values: np.ndarray) -> float:
     return float(statistic(known)) if len(known) else NOTHING
 
 
-def _cell(row: Any) -> str:
-    return f"{row.correlation:.3f} [{row.low:.3f}, {row.high:.3f}]"
+def _cell(row: Mapping[Any, Any]) -> str:
+    return f"{row['correlation']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def aligned(table: list[list[str]]) -> list[str]:
