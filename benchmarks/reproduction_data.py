@@ -32,17 +32,21 @@ class Plan:
         network: of data/models.
         examples: test images reported, drawn by seed among those that come along.
         fractions: ablated in training.
-        rows: of the regression, at each of them.
+        rows: of the regression at first; more are added until it is good enough.
+        most_rows: and then no more.
         test_fractions: ablated in the test.
         held_out: rows of each test.
+        choice: further held-out rows, on which the number of rows is chosen.
     """
 
     network: str
     examples: int
     fractions: tuple[float, ...]
-    rows: tuple[int, ...]
+    rows: int
+    most_rows: int
     test_fractions: tuple[float, ...]
     held_out: int
+    choice: int
 
     def experiment(self) -> coar.ComponentAblation:
         """All filters; margin and log-odds of the chosen images."""
@@ -59,19 +63,21 @@ class Plan:
         return coar.ComponentAblation(task, coar.find_components(task.model, kinds=["conv_filter"]))
 
 
-FULL = Plan("resnet56", 300, (0.05, 0.10), (4_000, 4_000), (0.05, 0.10, 0.15), 200)
-SMALL = Plan("resnet20", 50, (0.05, 0.10), (400, 400), (0.05, 0.10, 0.15), 40)
+FULL = Plan("resnet56", 300, (0.05, 0.10), 4_000, 10_000, (0.05, 0.10, 0.15), 200, 60)
+SMALL = Plan("resnet20", 50, (0.05, 0.10), 400, 400, (0.05, 0.10, 0.15), 40, 30)
 
 
 def rows(folder: Path, plan: Plan, fraction: float, experiment: coar.ComponentAblation) -> coar.Study:
     """Random ablations for the regression, as far as they are there."""
     design = coar.Bernoulli(ablation_fraction=fraction, seed=0)
     where = folder / f"{plan.network}-{plan.examples}" / f"rows-{fraction}"
-    return coar.Study.create(where, experiment, design, plan.rows[plan.fractions.index(fraction)])
+    if (where / "spec.json").exists():
+        return coar.Study.open(where, experiment)
+    return coar.Study.create(where, experiment, design, plan.rows)
 
 
 def test_folder(folder: Path, plan: Plan) -> Path:
-    """Where the test's rows are, as `coar.evaluate` keeps them."""
+    """Where held-out rows are, as `coar.evaluate` keeps them."""
     return folder / f"{plan.network}-{plan.examples}" / "held-out"
 
 

@@ -24,6 +24,8 @@ from coar.errors import AxisError
 if TYPE_CHECKING:
     import pandas
 
+MASK_ROWS = 1024  # masks as float64 at a time
+
 
 class Attributions:
     """Linear models `output = weights . mask + intercept`, one per column.
@@ -267,8 +269,12 @@ class Attributions:
 
 def _predict(block: Block, masks: np.ndarray, columns: np.ndarray) -> np.ndarray:
     everything = np.array_equal(columns, np.arange(len(block)))
-    weights = block.weights if everything else block.weights[columns]
-    return masks.astype(np.float64) @ weights.T.astype(np.float64) + block.intercept[columns]
+    weights = (block.weights if everything else block.weights[columns]).astype(np.float64).T
+    found = np.empty((len(masks), len(columns)))
+    for start in range(0, len(masks), MASK_ROWS):
+        here = slice(start, start + MASK_ROWS)
+        found[here] = masks[here].astype(np.float64) @ weights
+    return found + block.intercept[columns]
 
 
 def _cosine(weights: np.ndarray, own: np.ndarray) -> np.ndarray:

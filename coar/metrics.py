@@ -10,7 +10,8 @@ import numpy as np
 
 from coar.randomness import integers
 
-COLUMN_BLOCK = 4096  # columns at a time: bounds memory, changes no number
+COLUMN_BLOCK = 4096  # columns at a time, at most
+BLOCK_NUMBERS = 2**21  # rows x columns at a time: bounds memory, changes no number
 
 
 class Table(Protocol):
@@ -76,14 +77,16 @@ def per_column(truth: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray
         "pearson": pearson(truth, predicted),
         "spearman": pearson(rankdata(truth, axis=0), rankdata(predicted, axis=0)),
         "r2": 1.0 - _ratio(error, spread),
-        "slope": _ratio((y * p).sum(axis=0), spread_predicted),
+        "slope": _ratio((y * p).sum(axis=0), np.where(spread > 0, spread_predicted, 0.0)),
     }
 
 
-def column_blocks(columns: int) -> Iterator[slice]:
-    """Slices of so many columns that fit into memory."""
-    for start in range(0, columns, COLUMN_BLOCK):
-        yield slice(start, min(start + COLUMN_BLOCK, columns))
+def column_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of the columns of a table, fewer at a time where there are many rows."""
+    rows, columns = shape
+    size = max(1, min(COLUMN_BLOCK, BLOCK_NUMBERS // max(1, rows)))
+    for start in range(0, columns, size):
+        yield slice(start, min(start + size, columns))
 
 
 def bootstrap_means(truth: Table, predicted: Table, seed: int, draws: int) -> np.ndarray:
@@ -93,7 +96,7 @@ def bootstrap_means(truth: Table, predicted: Table, seed: int, draws: int) -> np
     conservative). Draw i depends on (seed, i) alone, so two methods see the same draws.
     """
     bootstrap = Bootstrap(truth.shape, seed, draws)
-    for block in column_blocks(truth.shape[1]):
+    for block in column_blocks(truth.shape):
         bootstrap.add(block, *(np.ascontiguousarray(table[:, block]) for table in (truth, predicted)))
     return bootstrap.means()
 

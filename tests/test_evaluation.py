@@ -143,8 +143,8 @@ def test_constant_outputs_are_counted_and_left_out():
 
 def test_the_summary_shows_every_method_and_fraction(linear):
     experiment, truth, noisy = linear
-    text = quiet(experiment, {"truth": truth, "noisy": noisy}, fractions=[0.025, 0.1, 0.125]).summary()
-    for words in ("truth", "noisy", "ablate 2.5%", "ablate 10%", "ablate 12.5%", "10 columns, 12 held-out"):
+    text = quiet(experiment, {"truth": truth, "noisy": noisy}, fractions=[0.05, 0.1, 0.125]).summary()
+    for words in ("truth", "noisy", "ablate 5%", "ablate 10%", "ablate 12.5%", "10 columns, 12 held-out"):
         assert words in text
     assert "1.000 [1.000, 1.000]" in text
 

@@ -7,11 +7,13 @@ import pytest
 
 import coar
 from coar.attributions import Attributions
+from coar.axes import Axis
 from coar.designs import Bernoulli, LeaveOneOut
-from coar.errors import FitError, SettingError
+from coar.errors import AxisError, CoarWarning, FitError, SettingError
+from coar.evaluation import Evaluation, evaluate, linear_ceiling, split_half
 from coar.evaluation import ceiling as ceiling_module
-from coar.evaluation import evaluate, linear_ceiling, split_half
 from coar.evaluation.ceiling import ceiling_from_replicates
+from coar.metrics import Estimate
 from coar.regression import fit
 from coar.study import Study
 from coar.testing import SubsetMean, linear_experiment
@@ -73,6 +75,15 @@ def test_fewer_rows_than_components_make_it_uncertain_and_not_wrong():
     assert np.mean([one.value for one in many]) == pytest.approx(true, abs=0.01)
     width = [np.mean([one.high - one.low for one in group]) for group in (few, many)]
     assert width[0] > 3 * width[1]
+
+
+def test_what_is_cut_off_at_0_or_1_keeps_its_interval():
+    """One column, far fewer rows than components: nothing is known, and nothing else is said."""
+    found = [linear_and_more(seed, 60, columns=1) for seed in range(60)]
+    assert any(one.value == 0 for one in found)
+    assert any(one.value == 1 for one in found)
+    assert min(one.high - one.low for one in found) > 0.3
+    assert np.mean([one.low <= np.sqrt(1 / 1.5) <= one.high for one in found]) > 0.85
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.2])
@@ -184,11 +195,73 @@ def test_what_does_not_tell_a_ceiling_is_refused():
     experiment, weights = linear_experiment()
     axes = experiment.components, experiment.columns["score"]
     plain = Attributions(weights, np.zeros(len(weights)), *axes, "score")
-    with refused(SettingError, "does not tell the linear ceiling", "gate gradients", 'ceiling="auto"'):
+    with refused(SettingError, "does not tell the linear ceiling", "gate gradients", "ceiling=None"):
         evaluate(experiment, {"plain": plain}, 0.1, 5, ceiling=plain, progress=False)
 
 
-# -------------------------------------------------------------------------------------- reliability
+# ------------------------------------------------------------------------- sources that do not fit
+
+
+def test_sources_of_another_model_or_another_ablation_are_refused(tmp_path):
+    (first, weights), (other, _) = linear_experiment(), linear_experiment(num_components=9)
+    axes = first.components, first.columns["score"]
+    methods = {"mine": Attributions(weights, np.zeros(len(weights)), *axes, "score")}
+    options = {"progress": False, "num_rows": 5}
+    study = study_of(tmp_path / "other", other, 0.2, 50)
+    gates = coar.gate_gradients(other, 0.2, passes=40, progress=False)
+    means = coar.ComponentAblation(first.task, first.component_set, value="mean")
+    for source in (study, gates, study_of(tmp_path / "means", means, 0.2, 50)):
+        with refused(AxisError, "components", "ceiling source", "experiment"):
+            evaluate(first, methods, 0.2, ceiling=source, **options)
+    own = coar.gate_gradients(first, 0.2, passes=40, progress=False)
+    with refused(AxisError, "columns", "methods", "ceiling source"):
+        evaluate(first, methods, 0.2, ceiling=own.subset([0, 1]), **options)
+    for wrong in (True, 0.9, "runs/q", {0.2: own}, own.subset([0]).rows([0])):
+        with refused(SettingError, "does not tell the linear ceiling", "a coar.Study"):
+            evaluate(first, methods, 0.2, ceiling=wrong, **options)
+
+
+def test_a_source_of_more_columns_tells_that_of_the_methods(network, tmp_path):
+    output = next(iter(network.columns))
+    study = study_of(tmp_path / "study", network, 0.2, 400)
+    gates = coar.gate_gradients(network, 0.2, passes=100, output=output, progress=False)
+    some = {"some": fit(study, columns=[3, 1])}
+    for source in (study, gates):
+        found = evaluate(network, some, 0.2, 50, ceiling=source, progress=False)
+        assert 0 < found.ceilings[0.2].value <= 1
+    assert found.ceiling_sources[0.2].startswith("gate gradients of")
+    assert evaluate(network, some, 0.2, 50, ceiling=study, progress=False).ceilings[0.2] == linear_ceiling(
+        study, columns=[3, 1]
+    )
+
+
+def test_a_source_of_a_fraction_that_is_not_tested_is_warned_of(network):
+    output = next(iter(network.columns))
+    gates = coar.gate_gradients(network, 0.1, passes=40, output=output, progress=False)
+    with pytest.warns(
+        CoarWarning, match="of 0.1, which is not among those tested: 0.2"
+    ):
+        evaluate(network, {"gates": gates}, 0.2, 5, ceiling=gates, progress=False)
+    assert not evaluate(network, {"gates": gates}, 0.2, 5, progress=False).ceilings  # "auto" only looks
+
+
+def test_a_ceiling_of_zero_has_no_share():
+    truth = np.random.default_rng(0).normal(size=(10, 3))
+    columns = Axis("columns", ["a", "b", "c"], {})
+    ceilings = {0.1: Estimate(0.0, 0.0, 0.3)}
+    found = Evaluation(columns, {0.1: truth}, {"A": {0.1: truth}}, seed=0, ceilings=ceilings)
+    assert found.means().share.isna().all()
+    assert "0.000 [0.000, 0.300]" in found.summary()
+
+
+def test_two_replicates_tell_none(network):
+    output = next(iter(network.columns))
+    few = coar.gate_gradients(network, 0.1, passes=10, output=output, progress=False)
+    assert few.provenance["replicates"] == 2
+    assert not evaluate(network, {"few": few}, 0.1, 5, progress=False).ceilings
+
+
+# ------------------------------------------------------------------------------------- reliability
 
 
 def test_halves_of_a_study_are_fitted_apart(tmp_path):
@@ -200,7 +273,7 @@ def test_halves_of_a_study_are_fitted_apart(tmp_path):
     whole = 2 * found.halves / (1 + found.halves)
     assert found.whole.value == pytest.approx(whole.mean())
     assert found.whole.low <= found.whole.value <= found.whole.high
-    assert "split-half" in str(found)
+    assert "two halves correlate by" in str(found)
 
 
 def test_replicates_say_how_reliable_weights_are():

@@ -6,15 +6,16 @@ import gc
 
 import numpy as np
 import pytest
+import torch
 
 import coar
 from coar import metrics
 from coar.attributions import Attributions
 from coar.baselines import leave_one_out
 from coar.designs import Bernoulli
-from coar.errors import FitError, SettingError
+from coar.errors import CoarWarning, FitError, OutputError, SettingError
 from coar.evaluation import evaluate, held_out
-from coar.evaluation.predicted import Chosen, Predicted
+from coar.evaluation.predicted import Chosen, PackedMasks, Predicted
 from coar.regression import fit
 from coar.regression.problem import Problem
 from coar.study import Study
@@ -59,7 +60,7 @@ def test_lazy_tables_are_indexed_like_arrays(subset, key):
     experiment, methods = subset
     masks = np.random.default_rng(1).random((7, len(experiment.components))) < 0.8
     predicted = methods["0"].predict(masks)
-    assert np.array_equal(Predicted(methods["0"], masks)[key], predicted[key])
+    assert np.array_equal(Predicted(methods["0"], PackedMasks.of([masks]))[key], predicted[key])
     whole = np.random.default_rng(2).normal(size=(9, 12))
     positions = np.array([11, 0, 3, 4, 8, 2])
     assert np.array_equal(Chosen(whole, positions, 7)[key], whole[:7, positions][key])
@@ -157,6 +158,73 @@ def test_rows_that_attributions_were_calibrated_on_are_refused(subset):
     calibrated = random_attributions(experiment, "mean", calibration=seen)
     with refused(SettingError, "'mine' were calibrated on the very rows", "seed 1", "another seed"):
         quiet(experiment, {"mine": calibrated})
+
+
+def test_a_hybrid_whose_prior_was_fitted_to_these_rows_is_refused(subset):
+    experiment, _ = subset
+    prior = {"design": {"ablation_fraction": 0.1, "seed": 1, "stream": "evaluation"}}
+    with refused(SettingError, "'mine' were fitted on the very rows", "seed 1"):
+        quiet(experiment, {"mine": random_attributions(experiment, "mean", prior=prior)})
+
+
+def test_rows_that_failed_are_not_left_out_of_an_evaluation(tmp_path):
+    """An evaluation on the rows that went well would be one on rows chosen by their outputs."""
+    task = coar.Task(
+        Fragile().eval(), [torch.ones(4) for _ in range(3)], outputs={"score": run}, device="cpu"
+    )
+    experiment = coar.ComponentAblation(
+        task, coar.find_components(task.model, kinds=["neuron"], include=["hidden"])
+    )
+    methods = {"zero": random_attributions(experiment, "score")}
+    for _ in range(2):  # the second finds the rows of the first
+        with refused(OutputError, "cannot be stored"):
+            quiet(experiment, methods, [0.3], num_rows=30, directory=tmp_path)
+    assert len(list((tmp_path / "fraction-0.3-seed-1" / "failures").iterdir())) > 0
+
+
+class Fragile(torch.nn.Module):
+    """Infinite where the first unit is away."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = torch.nn.Linear(4, 6)
+        torch.nn.init.constant_(self.hidden.weight, 1.0)
+        torch.nn.init.constant_(self.hidden.bias, 0.0)
+
+    def forward(self, x):
+        hidden = self.hidden(x)
+        return hidden.sum(dim=1) + torch.where(hidden[:, 0] == 0, torch.inf, 0.0)
+
+
+def run(model, batch):
+    return model(batch)
+
+
+def test_natural_mistakes_are_named(subset):
+    experiment, methods = subset
+    cases = {
+        "the first argument is an experiment": (object(), methods, [0.1]),
+        "method 'a' is no attributions": (experiment, {"a": np.ones(3)}, [0.1]),
+        "ablation_fractions out of range": (experiment, methods, [10]),
+    }
+    for words, arguments in cases.items():
+        with refused(SettingError, words):
+            quiet(*arguments)
+    for wrong in (None, "0.1", [0.1, None], [True]):
+        with refused(SettingError, "ablation_fractions out of range", "0.05 to 0.1 is usual"):
+            quiet(experiment, methods, wrong)
+    assert list(quiet(experiment, methods, np.float32(0.25)).truth) == [0.25]
+    with refused(SettingError, "num_rows"):
+        quiet(experiment, methods, num_rows="x")
+    for column in (1.5, True, None):
+        with refused(SettingError, "no such column"):
+            quiet(experiment, methods).example(column)
+
+
+def test_masks_that_ablate_nothing_are_warned_of(subset):
+    experiment, methods = subset
+    with pytest.warns(CoarWarning, match=r"a mask ablates 0.015 of 15 components on average"):
+        quiet(experiment, methods, [0.001])
 
 
 def test_a_fraction_comes_once(subset):

@@ -49,7 +49,7 @@ def test_a_constant_truth_has_no_correlation_and_no_r2(data):
     assert np.flatnonzero(np.isnan(found["pearson"])).tolist() == [2]
     assert np.flatnonzero(np.isnan(found["spearman"])).tolist() == [2]
     assert np.flatnonzero(np.isnan(found["r2"])).tolist() == [2]
-    assert found["slope"][2] == 0.0
+    assert np.flatnonzero(np.isnan(found["slope"])).tolist() == [2]  # or dead columns would be its median
 
 
 def test_a_constant_prediction_has_no_correlation_and_no_slope(data):

@@ -23,6 +23,7 @@ from coar.errors import FitError, SettingError
 from coar.metrics import Estimate, Table, interval
 from coar.randomness import integers
 from coar.regression.collection import BLOCK_ROWS
+from coar.regression.fitting import column_positions
 from coar.rows import require_output, row_blocks
 from coar.study import Study
 
@@ -35,7 +36,7 @@ DRAWS = 500
 
 
 def linear_ceiling(
-    study: Study, *, output: str | None = None, columns: Sequence[str] | None = None
+    study: Study, *, output: str | None = None, columns: Sequence[int | str] | np.ndarray | None = None
 ) -> Estimate:
     """Correlation of the best linear model, mean over columns, from the rows of a study.
 
@@ -46,7 +47,7 @@ def linear_ceiling(
     Args:
         study: its rows were drawn by `Bernoulli`; those that are there are read once.
         output: which output; needed where there are several.
-        columns: names of the columns to take the mean over; default all.
+        columns: names or positions of the columns to take the mean over; default all.
 
     Returns:
         The mean over (at most 1,000) columns with a 95 % interval from leaving out groups of rows in turn.
@@ -64,6 +65,13 @@ def linear_ceiling(
     >>> linear_ceiling(study).value > 0.97  # a mean is almost linear in what it is taken of
     True
     """
+    if not isinstance(study, Study):
+        raise SettingError(
+            "the first argument is a study of random ablations",
+            expected="coar.Study",
+            got=type(study).__name__,
+            todo="of gate gradients `coar.evaluate` tells the ceiling, from held-out rows",
+        )
     design, name = study.spec.design, require_output(output, list(study.columns))
     if not isinstance(design, Bernoulli):
         raise SettingError(
@@ -74,8 +82,7 @@ def linear_ceiling(
         )
     items = study.finished()
     bounds = _bounds(sum(map(len, items)))
-    axis = study.columns[name]
-    positions = np.arange(len(axis)) if columns is None else np.array([axis.positions[c] for c in columns])
+    positions = column_positions(study, name, columns)
     chosen = positions[_some_columns(len(positions), len(study.components))]
     sums = _Sums(len(study.components), len(chosen), 1 - design.ablation_fraction)
     read = 0
@@ -123,9 +130,11 @@ class _Sums:
         without = [whole - 2 * (with_all[group] - own[group]) for group in range(GROUPS)]
         away = np.stack([self._r2(w, np.arange(GROUPS) != g)[moving] for g, w in enumerate(without)])
         noise = float(((GROUPS - 1) / GROUPS * ((away - away.mean(axis=0)) ** 2).sum(axis=0)).mean())
-        value, each = mean_root(r2, noise), np.array([mean_root(one, noise) for one in away])
-        spread = np.sqrt((GROUPS - 1) / GROUPS * ((each - each.mean()) ** 2).sum())
-        return Estimate(value, max(0.0, value - STUDENT * spread), min(1.0, value + STUDENT * spread))
+        centres = away.mean(axis=1)
+        spread = np.sqrt((GROUPS - 1) / GROUPS * ((centres - centres.mean()) ** 2).sum())
+        # Of the mean R2, which is not cut off at 0 or 1: an interval that ends there is as wide as it is.
+        margins = (0.0, -STUDENT * spread, STUDENT * spread)
+        return Estimate(*(mean_root(r2 + margin, noise) for margin in margins))
 
     def _variance(self, groups: np.ndarray) -> np.ndarray:
         rows = self._rows[groups].sum()
@@ -197,9 +206,9 @@ def tells_ceiling(source: object) -> bool:
 
 
 def has_replicates(attributions: Attributions) -> bool:
-    """Whether attributions say what independent replicates agree on."""
+    """Whether attributions say what independent replicates agree on: it takes three of them."""
     known = next(attributions.blocks()).details or {}
-    return {"signal", "agreement"} <= set(known)
+    return {"signal", "agreement"} <= set(known) and attributions.provenance.get("replicates", 3) >= 3
 
 
 def ceiling_from_replicates(
@@ -219,7 +228,8 @@ def ceiling_from_replicates(
         seed: of the bootstrap over rows.
 
     Returns:
-        None where replicates do not agree on anything.
+        With an interval over rows and columns (their gates are independent); None where replicates do not
+        agree on anything.
     """
     columns = _some_columns(truth.shape[1], len(found[0].components))
     outputs = np.asarray(truth[:, columns], np.float64)
@@ -235,14 +245,18 @@ def ceiling_from_replicates(
         if (found_r2 := _linear_r2(here, *of_rows, fraction, weights)) is None:
             return None
         r2.append(found_r2)
-    ceilings = np.sqrt(np.clip(np.mean(r2, axis=0), 0.0, 1.0)).mean(axis=1)
-    return Estimate(float(ceilings[0]), *interval(ceilings[1:]))
+    mean = np.mean(r2, axis=0)
+    noise = float(mean[1:].var(axis=0).mean())  # of a column, from its rows
+    count = int(moving.sum())
+    chosen = [integers(seed, "bootstrap columns", draw, count, below=count) for draw in range(DRAWS)]
+    drawn = [mean_root(one[which], noise) for one, which in zip(mean[1:], chosen, strict=True)]
+    return Estimate(mean_root(mean[0], noise), *interval(np.array(drawn)))
 
 
 def _row_weights(rows: int, seed: int) -> np.ndarray:
     """Of the rows as they are, and of each draw, [1 + draws, rows]."""
     drawn = (integers(seed, "bootstrap rows", draw, rows, below=rows) for draw in range(DRAWS))
-    counts = [np.bincount(chosen, minlength=rows) for chosen in drawn]
+    counts = [np.bincount(which, minlength=rows) for which in drawn]
     return np.stack([np.ones(rows), *counts]) / rows
 
 

@@ -6,10 +6,11 @@ and every method predicts the same outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,25 +18,17 @@ from coar.attributions import Attributions
 from coar.axes import Axis
 from coar.baselines.cost import spent
 from coar.designs import EVALUATION, Bernoulli
-from coar.errors import FitError, SettingError
-from coar.evaluation.ceiling import (
-    ceiling_from_replicates,
-    has_replicates,
-    linear_ceiling,
-    tells_ceiling,
-)
-from coar.evaluation.evaluation import Evaluation
+from coar.errors import CoarWarning, FitError, SettingError
+from coar.evaluation.evaluation import Cost, Evaluation
 from coar.evaluation.held_out import RowsWanted, own_fraction, require_unseen
+from coar.evaluation.known_ceilings import Ceilings, CeilingSource
 from coar.evaluation.predicted import Chosen, Predicted
 from coar.executors.base import Executor
 from coar.experiments.base import Experiment
-from coar.metrics import Estimate, Table
+from coar.metrics import Table
 from coar.settings import whole_number
-from coar.study import Study
 
-CeilingSource = Attributions | Study
 LEAST_ROWS = 3
-PRECISE = 0.06  # width of the interval of a ceiling
 
 
 def evaluate(
@@ -68,9 +61,11 @@ def evaluate(
         progress: show a bar per fraction.
 
     Raises:
-        AxisError: attributions of another model, other components or other columns.
+        AxisError: attributions, or a source of the ceiling, of another model, other components or columns.
         FitError: fewer than 3 rows.
-        SettingError: attributions that were fitted to, or calibrated on, these very rows.
+        SettingError: attributions that were fitted to, or calibrated on, these very rows;
+            arguments of another kind.
+        OutputError: outputs of a row cannot be stored.
 
     >>> from coar.baselines import attribution_patching, leave_one_out
     >>> from coar.testing import linear_experiment
@@ -80,21 +75,18 @@ def evaluate(
     >>> found.means().correlation.round(3).tolist()
     [1.0, 1.0]
     """
-    if not isinstance(methods, Mapping):
-        raise SettingError(
-            "methods have names", expected='{"ridge": attributions}', got=type(methods).__name__
-        )
-    fractions = _fractions(ablation_fractions)
-    num_rows = whole_number(num_rows, "num_rows", least=-(2**40))
-    if num_rows < LEAST_ROWS:
+    require_arguments(experiment, methods)
+    if isinstance(num_rows, int) and num_rows < LEAST_ROWS:
         raise FitError("a correlation needs rows", expected=f"at least {LEAST_ROWS}", got=num_rows)
+    num_rows = whole_number(num_rows, "num_rows", least=LEAST_ROWS)
     output, columns, positions = _common_columns(experiment, methods)
-    designs = [Bernoulli(ablation_fraction=f, seed=seed, stream=EVALUATION) for f in fractions]
+    designs = _designs(ablation_fractions, seed, len(experiment.components))
     for name, attributions in methods.items():
         for design in designs:
             require_unseen(attributions.provenance, design, name)
-    found = Evaluation(columns, {}, {name: {} for name in methods}, seed, costs=_costs(methods))
-    sources = _sources(ceiling, methods, output)
+    known = Ceilings(ceiling, methods, experiment, columns, output, [d.ablation_fraction for d in designs])
+    empty: dict[str, dict[float, Table]] = {name: {} for name in methods}
+    found = Evaluation(columns, {}, empty, seed, output=output, costs=_costs(methods))
     for design in designs:
         fraction = design.ablation_fraction
         rows = RowsWanted(experiment, design, num_rows, output).run(directory, executor, progress)
@@ -103,29 +95,73 @@ def evaluate(
             found.predictions[name][fraction] = Predicted(attributions, rows.masks)
         found.truth[fraction] = truth
         found.keep(rows.scratch)
-        known = _ceiling(sources, output, columns, rows.masks, truth, fraction, seed)
-        if known is not None:
-            found.ceilings[fraction] = known
+        if (told := known.at(fraction, rows.masks, truth, seed)) is not None:
+            found.ceilings[fraction], found.ceiling_sources[fraction] = told
     return found
 
 
-def _fractions(asked: Sequence[float] | float) -> list[float]:
-    found = [asked] if isinstance(asked, int | float) else list(asked)
+def require_arguments(experiment: object, methods: object) -> None:
+    """Raise for the natural mistakes, which would end in an AttributeError."""
+    if not isinstance(experiment, Experiment):
+        raise SettingError(
+            "the first argument is an experiment",
+            expected="coar.ComponentAblation(task, components), say",
+            got=type(experiment).__name__,
+        )
+    if not isinstance(methods, Mapping):
+        raise SettingError(
+            "methods have names", expected='{"ridge": attributions}', got=type(methods).__name__
+        )
+    if not methods:
+        raise SettingError("nothing to evaluate", expected='{"regression": attributions}', got="{}")
+    for name, one in methods.items():
+        if not isinstance(one, Attributions):
+            raise SettingError(
+                f"method {name!r} is no attributions",
+                expected="coar.Attributions",
+                got=type(one).__name__,
+                todo="of a study: coar.fit(study), or study.attributions() of gate gradients; of a folder: "
+                "coar.Attributions.load(path)",
+            )
+
+
+def _designs(asked: Sequence[float] | float, seed: int, components: int) -> list[Bernoulli]:
+    several = isinstance(asked, Iterable) and not isinstance(asked, str)
+    fractions: list[Any] = list(asked) if several else [asked]  # type: ignore[arg-type]
+    if not all(isinstance(f, Real) and 0 < float(f) < 1 for f in fractions):
+        raise SettingError(
+            "ablation_fractions out of range",
+            expected="numbers above 0 and below 1, such as [0.05, 0.1]",
+            got=repr(asked)[:80],
+            todo="0.05 to 0.1 is usual: the share of components that are ablated at random",
+        )
+    found = [float(fraction) for fraction in fractions]
     if not found:
         raise SettingError("nothing to evaluate at", expected="ablation_fractions=[0.05, 0.1]", got="[]")
     if len(set(found)) < len(found):
         raise SettingError("a fraction comes twice", expected="each once", got=found)
-    return found
+    for fraction in found:
+        if 2 * fraction * components < 1:
+            warnings.warn(
+                f"at an ablation fraction of {fraction:g} a mask ablates {fraction * components:.2g} of "
+                f"{components} components on average: in many rows nothing changes",
+                CoarWarning,
+                stacklevel=3,
+            )
+    return [Bernoulli(ablation_fraction=fraction, seed=seed, stream=EVALUATION) for fraction in found]
 
 
 def _common_columns(
     experiment: Experiment, methods: Mapping[str, Attributions]
 ) -> tuple[str, Axis, np.ndarray]:
-    if not methods:
-        raise SettingError("nothing to evaluate", expected='{"regression": attributions}', got="{}")
     name, first = next(iter(methods.items()))
     if first.output not in experiment.columns:
-        raise SettingError("no such output", expected=", ".join(experiment.columns), got=first.output)
+        raise SettingError(
+            f"no such output: attributions {name!r} are of {first.output!r}",
+            expected=f"one of the experiment's: {', '.join(experiment.columns)}",
+            got=repr(first.output),
+            todo="name it where they are made or loaded: output=...",
+        )
     for other, attributions in methods.items():
         attributions.components.require_same(experiment.components, f"attributions {other!r}", "experiment")
         attributions.columns.require_same(first.columns, f"attributions {other!r}", f"attributions {name!r}")
@@ -139,58 +175,13 @@ def _of_columns(outputs: Table, positions: np.ndarray, num_rows: int) -> Table:
     return Chosen(outputs, positions, num_rows)
 
 
-def _costs(methods: Mapping[str, Attributions]) -> dict[str, tuple[str, float]]:
-    """What made each method, and the forward passes that it took (NaN: it does not say)."""
+def _costs(methods: Mapping[str, Attributions]) -> dict[str, Cost]:
     found = {}
     for name, attributions in methods.items():
         forwards = spent(attributions.provenance, attributions.columns)
-        family = str(attributions.provenance.get("method", "by hand"))
-        found[name] = family, float("nan") if forwards is None else float(forwards)
+        found[name] = Cost(
+            family=str(attributions.provenance.get("method", "by hand")),
+            made_for=own_fraction(attributions),
+            forwards=None if forwards is None else float(forwards),
+        )
     return found
-
-
-def _sources(asked: object, methods: Mapping[str, Attributions], output: str) -> list[CeilingSource]:
-    if asked is None:
-        return []
-    if asked == "auto":
-        return [one for one in methods.values() if has_replicates(one)]
-    found = [asked] if isinstance(asked, Attributions | Study) else list(asked)  # type: ignore[call-overload]
-    for one in found:
-        if not tells_ceiling(one) or output not in (
-            [one.output] if isinstance(one, Attributions) else one.columns
-        ):
-            raise SettingError(
-                "this does not tell the linear ceiling",
-                expected=f"40 or more random ablations with output {output!r}, or gate gradients of it",
-                got=repr(one)[:100],
-                todo='take ceiling="auto" or None',
-            )
-    return found
-
-
-def _ceiling(
-    sources: Sequence[CeilingSource],
-    output: str,
-    columns: Axis,
-    masks: np.ndarray,
-    truth: Table,
-    fraction: float,
-    seed: int,
-) -> Estimate | None:
-    """From the sources that were made for this fraction, and of these columns.
-
-    Rows are believed where they tell it well: they know no derivatives that could be wrong.
-    """
-    known: list[Estimate | None] = []
-    for source in sources:
-        if isinstance(source, Study):
-            if getattr(source.spec.design, "ablation_fraction", None) == fraction:
-                with suppress(FitError):  # no output changes: there is nothing to reach
-                    found = linear_ceiling(source, output=output, columns=columns.names)
-                    if found.high - found.low <= PRECISE:
-                        return found
-                    known.append(found)
-        elif own_fraction(source) == fraction and source.columns == columns:
-            predicted = [Predicted(source, masks)]
-            known += [ceiling_from_replicates([source], truth, predicted, fraction=fraction, seed=seed)]
-    return min((one for one in known if one), key=lambda one: one.high - one.low, default=None)

@@ -35,6 +35,21 @@ NOTHING = float("nan")
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What made a method, and what that took.
+
+    Attributes:
+        family: the method, as the attributions name it.
+        made_for: ablation fraction that it was made for, or None.
+        forwards: forward passes over all examples, or None where attributions do not say.
+    """
+
+    family: str
+    made_for: float | None
+    forwards: float | None
+
+
+@dataclass(frozen=True)
 class Measured:
     """Figures of one method at one fraction.
 
@@ -57,7 +72,9 @@ class Evaluation:
         predictions: per method and fraction, [rows, columns]; computed as they are indexed.
         seed: of the masks and of the bootstrap.
         ceilings: per fraction, the correlation of the best linear model where it is known.
-        costs: per method, what made it and the forward passes over all examples that it took.
+        output: name of the output.
+        ceiling_sources: per fraction, what told the ceiling.
+        costs: per method, what made it and what that took.
     """
 
     columns: Axis
@@ -65,7 +82,9 @@ class Evaluation:
     predictions: dict[str, dict[float, Table]]
     seed: int
     ceilings: dict[float, Estimate] = field(default_factory=dict)
-    costs: dict[str, tuple[str, float]] = field(default_factory=dict)
+    output: str = ""
+    ceiling_sources: dict[float, str] = field(default_factory=dict)
+    costs: dict[str, Cost] = field(default_factory=dict)
     _measured: dict[tuple[str, float], Measured] = field(default_factory=dict, repr=False)
     _kept: list[Any] = field(default_factory=list, repr=False)
 
@@ -99,8 +118,9 @@ class Evaluation:
         Returns:
             method, ablation_fraction; correlation with its 95 % interval `low` to `high`; spearman; r2 and
             slope, medians; undefined, how many columns have a constant true or predicted output: they are
-            left out; ceiling, the correlation of the best linear model, and share, correlation / ceiling
-            (NaN where it is not known); family, what made the method, and forwards, what it cost.
+            left out; ceiling, the correlation of the best linear model, with its own interval (ceiling_low,
+            ceiling_high), and share, correlation / ceiling (NaN where it is not known); family, what made the
+            method, made_for, at which ablation fraction, and forwards, passes over all examples that it took.
         """
         import pandas
 
@@ -113,8 +133,8 @@ class Evaluation:
         found = self._figures(method, fraction)
         each, defined = found.each, np.isfinite(found.each["pearson"])
         low, high = interval(found.draws)
-        ceiling = self.ceilings[fraction].value if fraction in self.ceilings else NOTHING
-        family, forwards = self.costs.get(method, ("", NOTHING))
+        ceiling = self.ceilings.get(fraction, Estimate(NOTHING, NOTHING, NOTHING))
+        cost = self.costs.get(method, Cost("", None, None))
         correlation = _over(np.mean, each["pearson"])
         return {
             "method": method,
@@ -126,10 +146,13 @@ class Evaluation:
             "r2": _over(np.median, each["r2"]),
             "slope": _over(np.median, each["slope"]),
             "undefined": int((~defined).sum()),
-            "ceiling": ceiling,
-            "share": correlation / ceiling,
-            "family": family,
-            "forwards": forwards,
+            "ceiling": ceiling.value,
+            "ceiling_low": ceiling.low,
+            "ceiling_high": ceiling.high,
+            "share": correlation / ceiling.value if ceiling.value > 0 else NOTHING,
+            "family": cost.family,
+            "made_for": NOTHING if cost.made_for is None else cost.made_for,
+            "forwards": NOTHING if cost.forwards is None else cost.forwards,
         }
 
     def compare(self, first: str, second: str) -> pandas.DataFrame:
@@ -166,8 +189,10 @@ class Evaluation:
         lines = aligned(table)
         seen = f"{len(self.columns)} columns, {next(iter(self.truth.values())).shape[0]} held-out rows each"
         lines.append(f"mean correlation over {seen}, 95 % intervals")
+        told = [f"{100 * f:.4g}%: {source}" for f, source in self.ceiling_sources.items()]
         if self.ceilings:
-            lines.append("%: share of the linear ceiling, what the best linear model would reach")
+            where = f" ({'; '.join(told)})" if told else ""
+            lines.append(f"linear ceiling{where}: what the best linear model would reach; %: share of it")
         if means.undefined.any():
             lines.append(f"not defined, and left out: up to {means.undefined.max()} constant columns")
         return "\n".join(line.rstrip() for line in lines)
@@ -176,7 +201,7 @@ class Evaluation:
         """Room for shares where the ceiling is known, and the share."""
         if fraction not in self.ceilings:
             return ""
-        return f"{100 * share:4.0f} %" if math.isfinite(share) else " " * 6
+        return f"{round(100 * share):4d} %" if math.isfinite(share) else " " * 6
 
     def example(
         self, column: int | str, method: str | None = None, fraction: float | None = None
@@ -185,10 +210,11 @@ class Evaluation:
         name = self.methods[0] if method is None else method
         chosen = next(iter(self.truth)) if fraction is None else fraction
         if chosen not in self.truth:
-            known = ", ".join(f"{f:g}" for f in self.truth)
-            raise SettingError("not evaluated at this fraction", expected=f"one of: {known}", got=chosen)
+            tested = ", ".join(f"{f:g}" for f in self.truth)
+            raise SettingError("not evaluated at this fraction", expected=f"one of: {tested}", got=chosen)
+        known = isinstance(column, str | int | np.integer) and not isinstance(column, bool)
         position = self.columns.positions.get(column, -1) if isinstance(column, str) else column
-        if not 0 <= position < len(self.columns):
+        if not known or not 0 <= position < len(self.columns):
             raise SettingError(
                 "no such column", expected=f"a name, or 0 to {len(self.columns) - 1}", got=repr(column)
             )
@@ -223,7 +249,7 @@ def _measure(truth: Table, predicted: Table, seed: int) -> Measured:
     """All figures of a method in one pass over the columns."""
     bootstrap = Bootstrap(truth.shape, seed, DRAWS)
     parts: list[dict[str, np.ndarray]] = []
-    for block in column_blocks(truth.shape[1]):
+    for block in column_blocks(truth.shape):
         # Sums over rows are rounded by the order in memory: the same bits wherever the table lies.
         here = np.ascontiguousarray(truth[:, block]), np.ascontiguousarray(predicted[:, block])
         bootstrap.add(block, *here)

@@ -14,7 +14,8 @@ import numpy as np
 
 from coar.attributions import Attributions
 from coar.designs import Bernoulli
-from coar.errors import SettingError, StudyError
+from coar.errors import OutputError, SettingError, StudyError
+from coar.evaluation.predicted import MASK_ROWS, PackedMasks
 from coar.executors.base import Executor
 from coar.experiments.base import Experiment
 from coar.metrics import Table
@@ -42,12 +43,12 @@ class HeldOutRows:
     """Masks and what really ablated models put out.
 
     Attributes:
-        masks: bool [rows, components].
+        masks: [rows, components], as bits.
         outputs: float32 [rows, columns], all columns of the output.
         scratch: a temporary folder that goes when nobody needs the outputs any more, or None.
     """
 
-    masks: np.ndarray
+    masks: PackedMasks
     outputs: Table
     scratch: ScratchFolder | None = None
 
@@ -96,7 +97,7 @@ class RowsWanted:
             for row, (mask, values) in enumerate(rows):
                 masks[row], outputs[row] = mask, values[self.output]
                 bar.update(1)
-        return HeldOutRows(masks, outputs)
+        return HeldOutRows(PackedMasks.of([masks]), outputs)
 
     def _of_study(self, directory: Path, executor: Executor | None, progress: bool) -> HeldOutRows:
         folder = directory / f"fraction-{self.design.ablation_fraction!r}-seed-{self.design.seed}"
@@ -108,7 +109,23 @@ class RowsWanted:
         else:
             study = Study.create(folder, self.experiment, self.design, self.num_rows)
         study.run(executor, progress=progress, description=self.description)
-        return HeldOutRows(study.masks[: self.num_rows], study.outputs[self.output])
+        self._require_all(study)
+        masks = study.masks
+        packed = PackedMasks.of(masks[a : a + MASK_ROWS] for a in range(0, self.num_rows, MASK_ROWS))
+        return HeldOutRows(packed.first(self.num_rows), study.outputs[self.output])
+
+    def _require_all(self, study: Study) -> None:
+        """Rows that failed would be left out: an evaluation on rows chosen by their outputs."""
+        failed = [record for record in study.store.failures() if record["row"] < self.num_rows]
+        if failed:
+            raise OutputError(
+                f"{len(failed)} of {self.num_rows} held-out rows have outputs that cannot be stored; "
+                f"first: row {failed[0]['row']}: {failed[0]['what']}",
+                expected="finite outputs in every row",
+                got=failed[0].get("got"),
+                todo="an output that stays finite under ablation, or another seed; see failures/ in "
+                f"{study.directory}",
+            )
 
     def _require_own(self, study: Study) -> None:
         if study.spec.design != self.design or self.output not in study.columns:
@@ -128,6 +145,9 @@ def require_unseen(provenance: Mapping[str, Any], design: Bernoulli, name: str =
         design: of the rows that they are to be held to.
         name: of the attributions, for the message.
     """
+    prior = provenance.get("prior")
+    if isinstance(prior, Mapping):  # of a hybrid
+        require_unseen(prior, design, name)
     for key, verb in (("design", "fitted"), ("calibration", "calibrated")):
         seen = provenance.get(key)
         if not isinstance(seen, Mapping):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from coar.attributions import Attributions
 from coar.metrics import Table
+
+MASK_ROWS = 1024  # masks unpacked at a time
 
 
 class Lazy:
@@ -34,6 +38,36 @@ class Lazy:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class PackedMasks:
+    """Keep masks as bits, eight components to a byte.
+
+    >>> masks = np.random.default_rng(0).random((5, 11)) < 0.5
+    >>> bool((PackedMasks.of([masks[:2], masks[2:]]).rows(slice(1, 4)) == masks[1:4]).all())
+    True
+    """
+
+    bits: np.ndarray
+    num_components: int
+
+    @classmethod
+    def of(cls, masks: Iterable[np.ndarray]) -> PackedMasks:
+        """From bool [rows, components], some rows at a time."""
+        parts = [(np.packbits(rows, axis=1), rows.shape[1]) for rows in masks]
+        return cls(np.concatenate([bits for bits, _ in parts]), parts[0][1])
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def first(self, count: int) -> PackedMasks:
+        """The first rows alone."""
+        return PackedMasks(self.bits[:count], self.num_components)
+
+    def rows(self, here: slice) -> np.ndarray:
+        """Some of them, bool [rows, components]."""
+        return np.unpackbits(self.bits[here], axis=1, count=self.num_components).view(bool)
+
+
 class Predicted(Lazy):
     """What attributions predict under masks, float64 [rows, columns].
 
@@ -42,16 +76,20 @@ class Predicted(Lazy):
     >>> experiment, _ = linear_experiment()
     >>> found = leave_one_out(experiment, progress=False)
     >>> masks = np.ones((2, len(experiment.components)), dtype=bool)
-    >>> Predicted(found, masks)[:, 0].shape
+    >>> Predicted(found, PackedMasks.of([masks]))[:, 0].shape
     (2,)
     """
 
-    def __init__(self, attributions: Attributions, masks: np.ndarray) -> None:
+    def __init__(self, attributions: Attributions, masks: PackedMasks) -> None:
         self._attributions, self._masks = attributions, masks
         self.shape = len(masks), len(attributions.columns)
 
     def _columns(self, positions: np.ndarray) -> np.ndarray:
-        return self._attributions.predict(self._masks, positions)
+        found = np.empty((len(self._masks), len(positions)))
+        for start in range(0, len(found), MASK_ROWS):
+            here = slice(start, start + MASK_ROWS)
+            found[here] = self._attributions.predict(self._masks.rows(here), positions)
+        return found
 
 
 class Chosen(Lazy):

@@ -6,6 +6,7 @@ components; and a noisy method may be far from reliable and still predict what m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,16 +29,18 @@ class Reliability:
 
     Attributes:
         halves: correlation over components of the weights from two halves, per column [columns]; NaN where
-            either half is constant.
-        whole: mean over columns of the reliability of all rows or passes together, by Spearman and Brown's
-            formula 2 r / (1 + r), with a 95 % interval over columns.
+            it is not defined.
+        whole: reliability of all rows or passes together, mean over columns, by Spearman and Brown's formula
+            2 r / (1 + r), with a 95 % interval over columns (which share the rows). Of gate gradients, the
+            squared correlation with exact weights that replicates estimate.
     """
 
     halves: np.ndarray
     whole: Estimate
 
     def __str__(self) -> str:
-        return f"split-half reliability {self.whole}, halves agree to {np.nanmean(self.halves):.3f}"
+        halves = float(np.nanmean(self.halves))
+        return f"reliability {self.whole} (two halves correlate by {halves:.3f})"
 
 
 def split_half(
@@ -67,9 +70,9 @@ def split_half(
     True
     """
     if isinstance(source, Study):
-        return _summary(_halves_of_rows(source, solver, output))
+        return _of_halves(_halves_of_rows(source, solver, output))
     if isinstance(source, Attributions) and has_replicates(source):
-        return _summary(_halves_of_replicates(source))
+        return _of_replicates(source)
     raise SettingError(
         "nothing to split",
         expected="a study, or gate gradients with replicates",
@@ -92,23 +95,32 @@ def _halves_of_rows(study: Study, solver: Solver, output: str | None) -> np.ndar
     )
 
 
-def _halves_of_replicates(found: Attributions) -> np.ndarray:
-    """The squared cosine of weights to exact ones is the reliability of the whole; that of a half from it."""
+def _of_replicates(found: Attributions) -> Reliability:
+    """The squared cosine of weights to exact ones, with its sign: of all columns from sums over them."""
     own = np.concatenate([(block.weights.astype(np.float64) ** 2).sum(axis=1) for block in found.blocks()])
     both, signal = found.detail("agreement"), found.detail("signal")
-    whole = np.divide(both**2, own * signal, out=np.full(len(own), np.nan), where=(own > 0) & (signal > 0))
-    whole = np.clip(whole, 0.0, 1.0)
-    return whole / (2 - whole)
+    sums = np.stack([both, own, signal], axis=1)  # each is noisy in a column, and unbiased
+    whole = np.clip(both * np.abs(both) / np.where(own * signal > 0, own * signal, np.nan), -1.0, 1.0)
+    drawn = [_ratio(sums[which].sum(axis=0)) for which in _drawn(len(sums))]
+    return Reliability(whole / (2 - whole), Estimate(_ratio(sums.sum(axis=0)), *interval(np.array(drawn))))
 
 
-def _summary(halves: np.ndarray) -> Reliability:
+def _ratio(sums: np.ndarray) -> float:
+    both, own, signal = sums
+    return float(np.clip(both * abs(both) / (own * signal), -1.0, 1.0)) if own * signal > 0 else float("nan")
+
+
+def _drawn(columns: int) -> Iterator[np.ndarray]:
+    for draw in range(DRAWS):
+        yield integers(0, "bootstrap columns", draw, columns, below=columns)
+
+
+def _of_halves(halves: np.ndarray) -> Reliability:
     whole = 2 * halves / (1 + np.maximum(halves, 0.0))
     known = whole[np.isfinite(whole)]
     if not len(known):
         raise FitError(
             "no column has weights that differ", expected="weights of several sizes", got="constants"
         )
-    means = [
-        known[integers(0, "bootstrap columns", d, len(known), below=len(known))].mean() for d in range(DRAWS)
-    ]
-    return Reliability(halves, Estimate(float(known.mean()), *interval(np.array(means))))
+    means = np.array([known[which].mean() for which in _drawn(len(known))])
+    return Reliability(halves, Estimate(float(known.mean()), *interval(means)))

@@ -104,7 +104,7 @@ def fit(
     path = study.attributions_path(save_as) if save_as else None
     numbers = _numbers(study, rows)
     _require_complete(study, partial, numbers)
-    chosen = _positions(study, name, columns)
+    chosen = column_positions(study, name, columns)
     source = StudyRows(study, name, chosen, keep_statistics, numbers)
     problem = Problem(source, budget=memory_bytes(memory), device=resolve_device(device))
     fitter = _prepare(solver, problem)
@@ -165,7 +165,14 @@ def _solver(solver: Solver | str) -> Solver:
     return solver
 
 
-def _positions(study: Study, output: str, columns: Sequence[int | str] | np.ndarray | None) -> np.ndarray:
+def column_positions(
+    study: Study, output: str, columns: Sequence[int | str] | np.ndarray | None
+) -> np.ndarray:
+    """Positions of columns that were named, or given by position; None: of all.
+
+    Raises:
+        AxisError: no such column, one that comes twice, or none at all.
+    """
     axis = study.columns[output]
     if columns is None:
         return np.arange(len(axis))
