@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from coar.editing import rank_components
+from coar.errors import SettingError
 from coar.report import figures
 from coar.task import Task
 from coar.testing import LinearSum
@@ -108,6 +109,17 @@ def test_each_draws_on_the_axes_given_and_is_written_as_png(curve, tmp_path):
     assert drawn == axes
     path = figures.save_figure(figure, tmp_path / "new folder" / "all.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_figure_function_returns_can_be_saved(tmp_path):
+    ax = figures.correlation_by_fraction(MEANS)
+    of_axes = figures.save_figure(ax, tmp_path / "axes.png")
+    of_figure = figures.save_figure(ax.figure, str(tmp_path / "figure.png"))
+    assert of_axes.read_bytes() == of_figure.read_bytes()
+    part = plt.Figure().subfigures(1, 2)[0].subplots()
+    assert figures.save_figure(part, tmp_path / "part.png").exists()
+    with pytest.raises(SettingError, match=r"got: +list"):
+        figures.save_figure([ax], tmp_path / "none.png")
 
 
 def test_alone_each_gets_a_figure_of_its_own(curve):

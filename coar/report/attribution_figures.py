@@ -47,7 +47,8 @@ def layer_heat_map(
         by: a label for each of these columns, [columns]; columns with the same label are averaged.
         value: "mean" of the weights of a layer's components, which does not depend on how many it has;
             their "sum", that is, the predicted effect of the whole layer; or "magnitude", the mean of
-            the weights' sizes. Signed values are red below 0, white at 0, blue above.
+            the weights' sizes. Signed values are red below 0, white at 0, blue above. Colours end where
+            99 % of the values do: an arrow at an end of the colour bar says that some are beyond.
 
     Returns:
         The matplotlib Axes; its image holds the values, [layers, columns or labels].

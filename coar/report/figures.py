@@ -2,8 +2,9 @@
 
 | module | figures | of |
 |---|---|---|
-| `evaluation_figures` | `correlation_by_fraction`, `correlation_by_compute` | `Evaluation.means()` |
-| | `correlation_histogram` | `Evaluation.table` |
+| `fraction_figures` | `correlation_by_fraction` | an `Evaluation`, or its `means()` |
+| `compute_figures` | `correlation_by_compute` | likewise |
+| `evaluation_figures` | `correlation_histogram` | an `Evaluation`, or its `table` |
 | | `predictions` | true and predicted outputs of a column |
 | `attribution_figures` | `top_components`, `layer_heat_map` | `Attributions` |
 | `component_images` | `top_component_images` | `Attributions`, the task, `measure_activations` |
@@ -12,13 +13,10 @@
 
 from coar.report.attribution_figures import layer_heat_map, top_components
 from coar.report.component_images import top_component_images
+from coar.report.compute_figures import correlation_by_compute
 from coar.report.edit_figures import edit_curve
-from coar.report.evaluation_figures import (
-    correlation_by_compute,
-    correlation_by_fraction,
-    correlation_histogram,
-    predictions,
-)
+from coar.report.evaluation_figures import correlation_histogram, predictions
+from coar.report.fraction_figures import correlation_by_fraction
 from coar.report.style import COLOURS, RIGHT, WRONG, new_figure, save_figure
 
 __all__ = [

@@ -9,15 +9,25 @@ from typing import Any
 
 import numpy as np
 
-COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d96a3")  # told apart in grey as well
+from coar.errors import SettingError
+
+COLOURS = (  # told apart in grey as well: neighbours differ in lightness
+    *("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#2e4057"),
+    *("#6cc5e8", "#7a4419", "#f08fb8", "#8a55b5", "#a8b820"),
+)
 WRONG, RIGHT = "#d1495b", "#1b6ca8"
 GREY = "#777777"
 CEILING = "linear ceiling"
-MARKERS = ("o", "s", "^", "D", "v")  # five against six colours: thirty methods before a pair comes again
-DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", "p", ">")  # eleven against ten colours: 110 methods
+DASHES = (  # seven against ten colours; none like the dots of the ceiling
+    *("-", "--", "-.", (0, (2, 1)), (0, (5, 1, 1, 1))),
+    *((0, (10, 3)), (0, (3, 1, 1, 1, 1, 1))),
+)
 INSIDE = 4  # longer legends cover data, and stand beside it
 _POINTS = 9.0  # height of a line of tick labels that can be read
 _WIDTH = 0.7  # of a letter and some air, in font sizes
+_LETTER = 6.0  # points, the width of a letter of a tick label
+_STEPS = ((1, 2, 3, 5), (1, 3), (1,))  # labels in each decade of a logarithmic axis
 
 
 def new_figure(columns: int = 1, width: float = 5.0, height: float = 4.0) -> tuple[Any, list[Any]]:
@@ -28,15 +38,26 @@ def new_figure(columns: int = 1, width: float = 5.0, height: float = 4.0) -> tup
     return figure, list(np.atleast_1d(figure.subplots(1, columns)))
 
 
-def save_figure(figure: Any, path: str | Path) -> Path:
-    """Write a PNG."""
+def save_figure(drawn: Any, path: str | Path) -> Path:
+    """Write a PNG of a matplotlib Figure, or of the one that an Axes is in; missing folders are made.
+
+    Raises:
+        SettingError: neither a Figure nor an Axes.
+    """
+    figure = drawn
+    while not hasattr(figure, "savefig"):  # an Axes, perhaps in a part of a figure
+        if not hasattr(figure, "figure"):
+            raise SettingError(
+                "nothing to save", expected="a matplotlib Axes or Figure", got=type(drawn).__name__
+            )
+        figure = figure.figure
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return Path(path)
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dashes of each method, in order; no two of thirty are the same.
+    """Colour, marker and dashes of each method, in order; no two of a hundred are the same.
 
     >>> method_styles(["ridge", "lasso"])["lasso"]
     {'color': '#d1495b', 'marker': 's', 'linestyle': '--'}
@@ -58,15 +79,51 @@ def percent(fraction: float, _: Any = None) -> str:
 
 
 def log_x(ax: Any) -> None:
-    """A logarithmic x axis whose labels are numbers written out, such as 20, 50, 100, for what is drawn."""
+    """A logarithmic x axis whose labels are numbers written out, such as 1, 3, 10, as many as find room."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    class Fitting(LogLocator):
+        """Looks at the room when drawn: what stands beside the Axes is known only then."""
+
+        def __call__(self) -> Any:
+            points = 72 * ax.bbox.width / ax.figure.dpi
+            self.set_params(subs=log_steps(*ax.get_xlim(), points))
+            return super().__call__()
+
     ax.set_xscale("log")
-    low, high = ax.get_xlim()
-    steps = (1, 2, 3, 5) if high < 20 * low else (1, 2, 5) if high < 300 * low else (1,)
-    ax.xaxis.set_major_locator(LogLocator(subs=steps))
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}" if value < 1 else f"{value:,.0f}")
+    ax.xaxis.set_major_locator(Fitting(numticks=100))
+    ax.xaxis.set_major_formatter(number)
+    ax.xaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=100))
     ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def log_steps(low: float, high: float, points: float) -> tuple[int, ...]:
+    """Where each decade has labels that do not run into each other on an axis of so many points.
+
+    >>> log_steps(2, 4_000, 300), log_steps(2, 4_000, 150), log_steps(2, 90, 300)
+    ((1, 3), (1,), (1, 2, 3, 5))
+    """
+    first, last = np.log10([low, high])
+    decades = 10.0 ** np.arange(np.floor(first), np.ceil(last))
+    for steps in _STEPS:
+        values = np.sort(np.outer(decades, steps).ravel())
+        shown = values[(values >= low) & (values <= high)]
+        widths = np.array([_LETTER * len(number(value)) for value in shown])
+        distances = np.diff(np.log10(shown)) * points / (last - first)
+        if (distances > (widths[1:] + widths[:-1]) / 2 + _LETTER).all():
+            return steps
+    return _STEPS[-1]
+
+
+def number(value: float, _: Any = None) -> str:
+    """A tick label.
+
+    >>> number(3000), number(0.5), number(2e6)
+    ('3,000', '0.5', '2M')
+    """
+    if value >= 1e6:
+        return f"{value / 1e6:,.4g}M"
+    return f"{value:,.4g}" if value < 1 else f"{value:,.0f}"
 
 
 def legend(ax: Any) -> None:

@@ -1,0 +1,130 @@
+"""Correlation against what attributions cost."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+
+from coar.errors import SettingError
+from coar.report.evaluation_parts import (
+    CORRELATION,
+    at_fraction,
+    axes_for,
+    draw_ceiling_across,
+    lowest,
+    means_of,
+)
+from coar.report.style import legend, log_x, method_styles, note, percent, plain
+
+_ALONE = ("", "by hand")  # what says no more than that attributions do not know what made them
+_SHORT = 14  # letters of a name that is written at its point
+_FEW = 6  # points of a line that can be named
+
+
+def correlation_by_compute(means: Any, fraction: float | None = None, ax: Any = None) -> Any:
+    """Mean correlation at one fraction against what the attributions cost, with 95 % intervals.
+
+    Args:
+        means: an Evaluation, or its `means()`. `forwards` is the cost in forward passes over all examples;
+            methods of one `family`, made for the same fraction (`made_for`), differ in what was spent and
+            are joined by a line. Their names are at the points where short, else in the legend. Those that
+            cost nothing are lines across; those whose cost is not known are named under the axis.
+        fraction: ablated; None takes the first.
+        ax: drawn on; None makes a figure.
+
+    Returns:
+        The matplotlib Axes.
+
+    Raises:
+        SettingError: no such fraction, no cost of any method is known, or no table of means.
+    """
+    fraction, means = at_fraction(means_of(means), fraction)
+    known = _with_cost(means)
+    ax = ax or axes_for(known.line)
+    styles = method_styles(known.line)
+    for line, part in known.groupby("line", sort=False):
+        _draw_family(ax, part.sort_values("forwards", kind="stable"), styles[line])
+    draw_ceiling_across(ax, means)
+    log_x(ax)
+    ax.set(xlabel="cost, in forward passes over all examples", ylabel=CORRELATION)
+    ax.set_ylim(lowest(known.low), 1.0)
+    ax.set_title(f"{percent(fraction)} ablated", fontsize=10)
+    left_out = [method for method in means.method if method not in set(known.method)]
+    if left_out:
+        note(ax, f"left out, cost or correlation not known: {', '.join(left_out)}")
+    legend(ax)
+    return plain(ax)
+
+
+def _with_cost(means: Any) -> Any:
+    """Methods with a cost and a correlation, and for each its `line`, a key, and the line's `label`."""
+    if "forwards" not in means or not means.forwards.notna().any():
+        raise SettingError(
+            "no method says what it cost",
+            expected='a number of forward passes, "forwards", in the provenance of some attributions',
+            got="none",
+            todo="draw correlation_by_fraction instead",
+        )
+    known = means.dropna(subset=["forwards", "correlation"])
+    nothing = [float("nan")] * len(known)
+    families = known.family.fillna("").tolist() if "family" in known else [""] * len(known)
+    made_for = known.made_for.astype(float).tolist() if "made_for" in known else nothing
+    lines, labels = [], []
+    for method, family, made in zip(known.method, families, made_for, strict=True):
+        others = {str(m) for f, m in zip(families, made_for, strict=True) if f == family}
+        own = f", made for {percent(made)}" if np.isfinite(made) and len(others) > 1 else ""
+        lines.append(f"method {method}" if family in _ALONE else f"family {family} {made}")
+        labels.append(method if family in _ALONE else family.replace("_", " ") + own)
+    return known.assign(line=lines, label=labels)
+
+
+def _draw_family(ax: Any, part: Any, style: dict[str, Any]) -> None:
+    """Points of one family in order of cost, joined where there are several."""
+    free, paid = part[part.forwards == 0], part[part.forwards > 0]
+    for row in free.itertuples():
+        look = {"color": style["color"], "linestyle": style["linestyle"]}
+        ax.axhline(row.correlation, **look, linewidth=1, label=f"{row.method} (costs nothing)")
+    if not len(paid):
+        return
+    below, above = paid.correlation - paid.low, paid.high - paid.correlation
+    errors = np.maximum(0.0, [below, above])  # a bootstrap interval need not contain the estimate
+    look = style if len(paid) > 1 else style | {"linestyle": "none"}
+    ax.errorbar(
+        paid.forwards,
+        paid.correlation,
+        yerr=errors,
+        **look,
+        capsize=2,
+        elinewidth=1,
+        label=_name(ax, paid, look),
+    )
+
+
+def _name(ax: Any, paid: Any, look: dict[str, Any]) -> str:
+    """What the legend says of a line; names of its points are written there where they are short."""
+    if len(paid) == 1:
+        return str(paid.method.iloc[0])
+    family = str(paid.label.iloc[0])
+    names = [_without(name, str(paid.family.iloc[0])) for name in paid.method]
+    if len(names) > _FEW or max(map(len, names)) > _SHORT:
+        return fill(f"{family}: {'; '.join(names)}", 40)
+    # Beside a curve that rises; the last name to the left of its point, where the Axes ends.
+    below, over = {"xytext": (5, -4), "va": "top"}, {"xytext": (-5, 5), "va": "bottom", "ha": "right"}
+    for x, y, name in zip(paid.forwards, paid.correlation, names, strict=True):
+        place = over if x == paid.forwards.max() else below
+        ax.annotate(name, (x, y), **place, textcoords="offset points", fontsize=8, color=look["color"])
+    return family
+
+
+def _without(name: str, family: str) -> str:
+    """A method's name without that of its family before a comma, which the legend says.
+
+    >>> _without("gate gradients, 8 passes", "gate_gradients"), _without("ridge", "ridge")
+    ('8 passes', 'ridge')
+    """
+    for head in (family, family.replace("_", " "), family.replace("_", "-")):
+        if name.startswith(f"{head}, "):
+            return name[len(head) + 2 :]
+    return name
