@@ -15,6 +15,12 @@ import numpy as np
 from coar.errors import AxisError, StoreError
 from coar.files import digest_json
 
+# What to do about names that came with a file, by the key that says so in their source.
+OF_FILES = {
+    "weights": "pass components=study.components, columns=study.columns[OUTPUT] to load_weights",
+    "store": "pass components=experiment.components, columns=experiment.columns[OUTPUT] to import_store",
+}
+
 
 class Axis:
     """Names and fingerprint of what one dimension indexes.
@@ -121,9 +127,9 @@ class Axis:
             if self.source.get(key) != other.source.get(key):
                 raise AxisError(
                     f"the {self.kind} of {ours} and {theirs} belong to different things: {key} differs",
-                    expected=f"{key} {str(other.source.get(key))[:12]} ({theirs})",
-                    got=f"{key} {str(self.source.get(key))[:12]} ({ours})",
-                    todo=f"use {ours} that were made with this very {key}",
+                    expected=f"{_source(other, key)} ({theirs})",
+                    got=f"{_source(self, key)} ({ours})",
+                    todo=_remedy(self, other) or f"use {ours} that were made with this very {key}",
                 )
 
     def _refuse(self, other: Axis, ours: str, theirs: str) -> None:
@@ -136,7 +142,7 @@ class Axis:
             f"the {self.kind} of {ours} and {theirs} differ",
             expected=f"{len(other)} {self.kind} ({theirs}), at position {where}: {_name(other, where)}",
             got=f"{len(self)} {self.kind} ({ours}), at position {where}: {_name(self, where)}",
-            todo=f"use {ours} that were made for this {theirs}",
+            todo=_remedy(self, other) or f"use {ours} that were made for this {theirs}",
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -151,6 +157,16 @@ class Axis:
             return cls(value["kind"], [str(n) for n in value["names"]], value["source"], value["fields"])
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{where}: an axis is damaged", got=repr(error)[:200]) from None
+
+
+def _source(axis: Axis, key: str) -> str:
+    return f"{key} {axis.source[key][:12]}" if key in axis.source else f"{axis.kind} without {key}"
+
+
+def _remedy(ours: Axis, theirs: Axis) -> str | None:
+    """What to do where names came with a file, which knows no model, and the others did not."""
+    key = next((key for key in OF_FILES if key in ours.source and key not in theirs.source), None)
+    return f"a file knows the {ours.kind} of no model: {OF_FILES[key]}" if key else None
 
 
 def _name(axis: Axis, position: int) -> str:

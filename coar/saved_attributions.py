@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from coar.attributions import Attributions
 from coar.errors import StoreError
+from coar.settings import nearest
 from coar.study_folder import StudyFolder
 
 
@@ -14,8 +15,15 @@ def saved_names(study: StudyFolder) -> list[str]:
     return sorted(path.parent.name for path in (study.directory / "attributions").glob("*/index.json"))
 
 
-def saved_attributions(study: StudyFolder, names: Sequence[str] | None = None) -> dict[str, Attributions]:
+def saved_attributions(
+    study: StudyFolder, names: Sequence[str] | None = None, output: str | None = None
+) -> dict[str, Attributions]:
     """Attributions of a study by name; default all.
+
+    Args:
+        study: any.
+        names: which; default all.
+        output: only those of this output; None takes those of any.
 
     Raises:
         StoreError: one of these names is missing, and which ones are there; or there are none.
@@ -23,13 +31,23 @@ def saved_attributions(study: StudyFolder, names: Sequence[str] | None = None) -
     there = saved_names(study)
     missing = [name for name in names or () if name not in there]
     if missing or not there:
+        hint = nearest(missing[0], there) if missing else ""
         raise StoreError(
-            f"no attributions {', '.join(map(repr, missing))}".rstrip() + f" in {study.directory}",
+            f"no attributions {', '.join(map(repr, missing))}".rstrip() + f" in {study.directory}{hint}",
             expected=f"one of: {', '.join(there)}" if there else "at least one fit",
-            got="index.json is missing",
+            got=None if there else "a study that has none",
             todo=f"make them first: `coar fit {study.directory}`" + (" --name NAME" if there else ""),
         )
-    return {name: Attributions.load(study.attributions_path(name)) for name in names or there}
+    found = {name: Attributions.load(study.attributions_path(name)) for name in names or there}
+    chosen = {name: one for name, one in found.items() if output in (None, one.output)}
+    if not chosen:
+        raise StoreError(
+            f"no attributions of output {output!r}" + (f" among {', '.join(found)}" if names else ""),
+            expected="output " + " or ".join(sorted({one.output for one in found.values()})),
+            got=repr(output),
+            todo=f"make some: `coar fit {study.directory} --output {output} --name NAME`",
+        )
+    return chosen
 
 
 def by_columns(found: Mapping[str, Attributions]) -> list[dict[str, Attributions]]:

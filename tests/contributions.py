@@ -33,6 +33,18 @@ def make_task(contributions: list[list[float]]) -> Task:
     return Task(model, dataset, outputs={"margin": answer}, metadata={"id": ids}, device="cpu")
 
 
+def doubled(model, batch):
+    return 2 * model(batch)
+
+
+@task_factory
+def make_task_of_two_outputs(contributions: list[list[float]]) -> Task:
+    """The same with a second output, twice the first."""
+    task = make_task(contributions)
+    outputs = task.outputs | {"twice": doubled}
+    return Task(task.model, task.dataset, outputs=outputs, metadata=task.metadata, device="cpu")
+
+
 def make_experiment(contributions) -> ComponentAblation:
     task = make_task(np.asarray(contributions, dtype=float).tolist())
     return ComponentAblation(task, find_components(task.model, kinds=["neuron"], include=["hidden"]))

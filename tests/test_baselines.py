@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
 from coar.baselines import gradient_x_parameter, leave_one_out
+from coar.discovery import find_components
 from coar.errors import ExecutorError, OutputError, SettingError, TaskError
 from coar.experiments.ablation import ComponentAblation
 from coar.fingerprints import model_fingerprint
@@ -134,6 +136,24 @@ def slope_of_gates_at_one(experiment, step=1e-6):
 
     steps = step * np.eye(count)
     return np.stack([(outputs(1 + s) - outputs(1 - s)) / (2 * step) for s in steps], axis=1)
+
+
+def test_gradient_x_parameter_keeps_no_second_array_of_weights():
+    """Of 1,000 columns of 400 components, counted as NumPy asks for it."""
+    hidden = torch.nn.Linear(4, 400)
+    model = torch.nn.Sequential(hidden, torch.nn.ReLU(), torch.nn.Linear(400, 2)).eval()
+    dataset = list(torch.randn(500, 4))
+    task = Task(model, dataset, outputs={"both": lambda model, batch: model(batch)}, device="cpu")
+    experiment = ComponentAblation(task, find_components(model, kinds=["neuron"]))
+    tracemalloc.start()
+    try:
+        found = quiet(gradient_x_parameter, experiment)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.weights.shape == (1000, 400)
+    assert found.weights.dtype == np.float32
+    assert peak < 1.6 * found.weights.nbytes
 
 
 def test_the_bias_counts_only_where_it_is_ablated():

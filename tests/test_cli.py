@@ -74,10 +74,9 @@ def contributions():
     return table
 
 
-@pytest.fixture
-def spec(tmp_path):
-    """A spec file whose task is a linear model."""
-    value = {
+def spec_value():
+    """Of a spec whose task is a linear model."""
+    return {
         "format": 1,
         "experiment": {
             "name": "component_ablation",
@@ -91,8 +90,13 @@ def spec(tmp_path):
         "design": {"name": "bernoulli", "ablation_fraction": 0.2, "seed": 0},
         "outputs": {"margin": {"dtype": "float32"}},
     }
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """A spec file."""
     path = tmp_path / "toy.json"
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(spec_value()))
     return path
 
 
@@ -214,7 +218,9 @@ def test_baselines_are_made_by_name_and_evaluated_with_the_others(works, fails, 
     study, figure, table = tmp_path / "study", tmp_path / "figures/found.png", tmp_path / "tables/found.csv"
     for words in (("init", spec, study), ("run", study), ("fit", study)):
         works(*words)
-    assert "neuron-conductance, random-attributions" in fails("baseline", study, "loo")
+    assert "neuron-conductance, random-attributions" in fails("baseline", study, "weight-norm", "loo")
+    assert "did you mean 'random-attributions'?" in fails("baseline", study, "weight-norm", "random")
+    assert "attributions: ridge\n" in works("status", study)
     assert "has no passes" in fails("baseline", study, "leave-one-out", "--passes", 3)
     status, _, err = coar("baseline", study, "leave-one-out", "weight-norm", "--name", "mine")
     assert (status, "--name is for one baseline" in err) == (2, True)
@@ -223,21 +229,123 @@ def test_baselines_are_made_by_name_and_evaluated_with_the_others(works, fails, 
     assert f"leave-one-out: in {study}/attributions/leave-one-out" in text
     assert "by gate gradients, 10 passes" in works("baseline", study, "gate-gradients", "--passes", 10)
     works("baseline", study, "internal-influence", "--passes", 2, "--name", "influence")
-    assert "influence: in" in works(
-        "baseline", study, "internal-influence", "--passes", 2, "--name", "influence"
+    influence = ("baseline", study, "internal-influence", "--name", "influence")
+    assert f"influence: in {study}/attributions/influence (already there: 2 steps)" in works(
+        *influence, "--passes", 2
     )
+    assert "from 50 steps (the default)" in fails(*influence)
+    assert "3 passes are rounded up to " in works(
+        "baseline", study, "kept_mean", "--passes", 3, "--name", "means"
+    )
+    assert "by hybrid" in works("baseline", study, "hybrid")
     files = ("--figure", figure, "--table", table)
     assert "ends in .png" in fails("evaluate", study, "--figure", tmp_path / "found.jpg")
     text = works("evaluate", study, "--fraction", 0.1, "--fraction", 0.2, "--num-rows", 20, *files)
     assert f"written to {figure}\nwritten to {table}" in text
     assert figure.read_bytes().startswith(b"\x89PNG")
     found = pandas.read_csv(table)
-    methods = {"ridge", "leave-one-out", "gradient-x-parameter", "gate-gradients", "influence"}
+    methods = {"ridge", "leave-one-out", "gradient-x-parameter", "gate-gradients", "influence", "means"}
+    methods.add("hybrid")
     assert set(found.method) == methods
+    assert f"attributions: {', '.join(sorted(methods))}\n" in works("status", study)
     assert set(found.ablation_fraction) == {0.1, 0.2}
-    assert len(found) == 5 * 2 * 40
+    assert len(found) == 7 * 2 * 40
     exact = found[found.method == "leave-one-out"]  # of a linear model
     assert exact.pearson.to_numpy() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_check_leaves_out_what_knows_no_fraction_and_says_so(works, fails, coar, spec, tmp_path):
+    study = tmp_path / "study"
+    for words in (("init", spec, study), ("run", study), ("baseline", study, "leave-one-out")):
+        works(*words)
+    check = ("check", study, "--num-rows", 20)
+    err = fails(*check)
+    assert "leave-one-out: made for no ablation fraction" in err
+    assert "--name leave-one-out --fraction 0.1" in err
+    works("fit", study)
+    works("baseline", study, "weight-norm", "gradient-x-parameter")
+    text = works(*check)
+    left = "gradient-x-parameter, leave-one-out, weight-norm"
+    assert f"not checked: {left} know no ablation fraction: --name NAME --fraction 0.1\n" in text
+    assert "ridge\ncheck of attributions" in text
+    assert "20 fresh ablations of 20%" in text
+    text = works(*check, "--name", "leave-one-out", "--fraction", 0.1)
+    assert "20 fresh ablations of 10%" in text
+    assert "not checked" not in text
+    assert "--fraction" in fails(*check, "--name", "ridge", "--name", "leave-one-out")
+    assert "above 0 and below 1" in fails(*check, "--fraction", 1)
+    status, text, _ = coar(*check, "--fraction", 0.1)
+    assert (status, text.count("check of attributions")) == (1, 4)  # norms of weights predict nothing
+
+
+def test_a_file_in_place_of_a_study_is_named(fails, spec, tmp_path):
+    for verb in ("run", "status", "fit", "evaluate", "check"):
+        err = fails(verb, spec)
+        assert f"{spec} is a file, and no folder of a study" in err
+        assert f"coar init {spec} {tmp_path / 'toy'}" in err
+    err = fails("init", spec, spec)
+    assert "a new folder" in err
+    assert "coar init" not in err
+
+
+@pytest.fixture
+def two_outputs(works, tmp_path):
+    """A finished study with two outputs, fitted for each."""
+    value = spec_value()
+    value["experiment"]["task"]["factory"] = "tests.contributions:make_task_of_two_outputs"
+    value["outputs"] = {"margin": {"dtype": "float32"}, "twice": {"dtype": "float32"}}
+    path, study = tmp_path / "two.json", tmp_path / "two"
+    path.write_text(json.dumps(value))
+    for words in (("init", path, study), ("run", study)):
+        works(*words)
+    return study
+
+
+def test_of_several_outputs_one_is_named_by_an_option(works, fails, two_outputs):
+    for words in (("fit",), ("baseline", "weight-norm"), ("export", "out.beton", "--layout", "beton")):
+        verb, *rest = words
+        err = fails(verb, two_outputs, *rest)
+        assert "which output?" in err
+        assert "--output with one of: margin, twice" in err
+        assert "did you mean 'twice'?" in fails(verb, two_outputs, *rest, "--output", "twic")
+    works("fit", two_outputs, "--output", "margin", "--name", "first")
+    only_first = "output 'margin'"
+    evaluate = ("evaluate", two_outputs, "--num-rows", 5)
+    assert only_first in works(*evaluate)
+    err = fails(*evaluate, "--output", "twice")
+    assert "no attributions of output 'twice'" in err
+    assert "--output twice --name NAME" in err
+    works("fit", two_outputs, "--output", "twice", "--name", "second")
+    text = works(*evaluate)
+    assert [line for line in text.splitlines() if line.startswith("output ")] == [
+        only_first,
+        "output 'twice'",
+    ]
+    text = works(*evaluate, "--output", "twice")
+    assert "second" in text
+    assert "first" not in text
+    assert "no attributions of output 'twice' among first" in fails(
+        *evaluate, "--output", "twice", "--name", "first"
+    )
+    assert "did you mean 'margin'?" in fails(*evaluate, "--output", "margn")
+
+
+def test_files_that_cannot_be_written_are_refused_before_anything_is_computed(works, fails, spec, tmp_path):
+    study = tmp_path / "study"
+    for words in (("init", spec, study), ("run", study), ("fit", study)):
+        works(*words)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    for path in ("/proc/x/t.csv", tmp_path / "folder.csv", tmp_path / "file/t.csv"):
+        assert f"cannot write {path}" in fails("evaluate", study, "--num-rows", 5, "--table", path)
+    assert "cannot write /proc/x/f.png" in fails("evaluate", study, "--figure", "/proc/x/f.png")
+    assert not (study / "held-out").exists()
+    table = tmp_path / "new/t.csv"
+    table.parent.mkdir()
+    table.write_text("mine")
+    assert "at least 3" in fails("evaluate", study, "--num-rows", 1, "--table", table)
+    assert table.read_text() == "mine"
 
 
 @pytest.mark.slow
@@ -247,7 +355,8 @@ def test_attributions_of_other_columns_have_files_of_their_own(works, spec, tmp_
         works(*words)
     works("fit", study, "--columns", "0:4", "--name", "few")
     works("evaluate", study, "--num-rows", 5, "--table", table)
-    lengths = {path.name: len(pandas.read_csv(path)) for path in tmp_path.glob("found*.csv")}
+    written = [path for path in tmp_path.glob("found*.csv") if not path.stem.endswith("-means")]
+    lengths = {path.name: len(pandas.read_csv(path)) for path in written}
     assert sorted(lengths.values()) == [4, 40]
     assert set(lengths) == {"found.csv", "found-2.csv"}
 
@@ -361,8 +470,9 @@ def test_unreasonable_values_are_refused(works, fails, spec, tmp_path):
     assert 'write "4 GiB"' in fails("fit", study, "--memory", "4")
     assert "attributions 'ridge' exist: " in fails("fit", study, "--columns", "0:4")
     assert "no such output" in fails("fit", study, "--output", "loss")
-    err = fails("evaluate", study, "--name", "lasso")
-    assert "index.json is missing" in err
+    err = fails("evaluate", study, "--name", "ridgee")
+    assert "no attributions 'ridgee'" in err
+    assert "did you mean 'ridge'?" in err
     assert "one of: ridge" in err
     assert "unknown: 'nobody'" in fails("edit", study, "--target", "nobody", "--save-to", "fix.json")
     assert not (tmp_path / "fix.json").exists()

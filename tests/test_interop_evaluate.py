@@ -128,8 +128,23 @@ class TestWeights:
 
     def test_without_the_names_of_the_experiment_are_refused(self, ridge, judge, tmp_path):
         save_weights(ridge, tmp_path / "ours.pt")
-        with refused(AxisError, "attributions 'ours'", "experiment"):
+        remedy = "pass components=study.components, columns=study.columns[OUTPUT] to load_weights"
+        with refused(AxisError, "attributions 'ours'", "components without weights (experiment)", remedy):
             judge(ours=load_weights(tmp_path / "ours.pt", output="margin"))
+        names = {"components": ridge.components, "columns": list(ridge.columns.names)}  # of which model?
+        with refused(AxisError, "attributions 'ours'", "a file knows the columns of no model", remedy):
+            judge(ours=load_weights(tmp_path / "ours.pt", output="margin", **names))
+
+    def test_dropped_columns_are_left_out_of_the_others_as_the_page_says(
+        self, study, ridge, judge, named, tmp_path
+    ):
+        tensors = as_published(study, ridge, tmp_path / "published.pt")
+        tensors["weight"][3, 2] = float("nan")
+        torch.save(tensors, tmp_path / "nan.pt")
+        found = load_weights(tmp_path / "nan.pt", nan="drop", standardised_by=FRACTION, **named)
+        both = judge(theirs=found, ridge=ridge.subset(found.columns.names))
+        assert len(both.columns) == 5
+        assert both.means().correlation[0] == pytest.approx(both.means().correlation[1], abs=0.02)
 
 
 @pytest.mark.slow

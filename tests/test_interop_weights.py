@@ -55,6 +55,33 @@ class TestLoad:
         with refused(AxisError, "5 components", "2 components"):
             load_weights(tmp_path / "a.pt", components=["a", "b"])
 
+    def test_the_output_is_the_one_that_the_axis_names(self, tmp_path):
+        write(tmp_path / "a.pt")
+        axis = Axis("columns", list("abc"), {"data": "d", "output": "margin"})
+        for columns, asked, output in (
+            (axis, None, "margin"),
+            (axis, "loss", "loss"),
+            (list("abc"), None, "output"),
+            (None, None, "output"),
+            (Axis("columns", list("abc"), {"data": "d"}), None, "output"),
+        ):
+            options = {"columns": columns, "output": asked, "standardised_by": "none"}
+            assert load_weights(tmp_path / "a.pt", **options).output == output
+
+    def test_names_of_no_model_are_refused_with_what_to_do(self, tmp_path):
+        write(tmp_path / "a.pt")
+        write(tmp_path / "b.pt", seed=1)
+        first, second = (load_weights(tmp_path / f"{n}.pt", standardised_by="none") for n in "ab")
+        model = Axis("components", first.components.names, {"model": "m"})
+        with refused(
+            AxisError, "expected: components without weights (experiment)", "columns[OUTPUT] to load_weights"
+        ):
+            first.components.require_same(model, "attributions", "experiment")
+        with refused(AxisError, "a file knows the columns of no model", "to load_weights"):
+            first.columns.locate(Axis("columns", list("abc"), {"data": "d"}), "attributions", "experiment")
+        with refused(AxisError, "weights differs", "made with this very weights"):  # names would not help
+            first.components.require_same(second.components, "attributions", "others")
+
     def test_older_files_are_read(self, tmp_path):
         tensors = write(tmp_path / "new.pt")
         torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)

@@ -99,6 +99,68 @@ def test_an_unknown_study_is_an_error(script, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--smal"], "unknown option --smal"),
+        (["study", "--rows=3"], "unknown option --rows=3"),
+        (["study", "more"], "unexpected more"),
+        (["study", "--workers"], "--workers needs a value"),
+    ],
+)
+def test_what_evaluate_does_not_know_is_refused_before_anything_is_made(words, said, tmp_path):
+    script = ROOT / "scripts" / "evaluate.sh"
+    done = run(script, "nothing", "0.1", "weight-norm", *words, folder=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {said}\nusage: ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The scripts in another checkout, with a `coar` that only says what it was called with."""
+    copied = tmp_path / "checkout"
+    shutil.copytree(ROOT / "scripts", copied / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    command = copied / ".venv/bin/coar"
+    command.parent.mkdir(parents=True)
+    command.write_text('#!/bin/sh\necho "coar $*"\n')
+    command.chmod(0o755)
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("words", "workers"),
+    [
+        (["--workers", 2], " --workers 2"),
+        (["--batch-size", 50, "--workers=3"], " --workers=3"),
+        (["--device", "cpu"], ""),
+    ],
+)
+def test_workers_are_for_the_baselines_as_well(checkout, words, workers):
+    script = checkout / "scripts/evaluate.sh"
+    lines = run(
+        script, "name", "0.1 0.2", "leave-one-out", "run", *words, folder=checkout
+    ).stdout.splitlines()
+    study, given = checkout / "run", " ".join(map(str, words))
+    assert f"coar run {study} {given}" in lines  # by estimate.sh
+    assert lines[-2] == f"coar baseline {study} leave-one-out{workers}"
+    assert lines[-1].startswith(f"coar evaluate {study} --num-rows 100 --fraction 0.1 --fraction 0.2 ")
+
+
+def test_without_an_installation_it_says_how_to_make_one(checkout):
+    shutil.rmtree(checkout / ".venv")
+    tools = checkout / "tools"
+    tools.mkdir()
+    for tool in ("bash", "basename", "dirname"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    words = [checkout / "scripts/evaluate.sh", "name", "0.1", "weight-norm"]
+    done = subprocess.run(
+        [tools / "bash", *words], env={"PATH": str(tools)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "make install" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_small_study_runs_from_anywhere_and_again(tmp_path):
     pytest.importorskip("torchvision", reason=coar.errors.install_hint("vision"))
@@ -120,7 +182,9 @@ def evaluate_small_study(folder):
     words = ["imagenet_vit_b_16", "0.075 0.05", "gradient-x-parameter weight-norm", "--small", "study"]
     first = run(ROOT / "scripts" / "evaluate.sh", *words, folder=folder)
     again = run(ROOT / "scripts" / "evaluate.sh", *words, folder=folder)
-    assert again.stdout == first.stdout
+    assert again.stdout.splitlines()[-9:] == first.stdout.splitlines()[-9:]
+    assert "(already there" not in first.stdout
+    assert again.stdout.count("(already there)") == 2
     assert "of 400 rows" not in first.stdout  # the study was there
     assert "60 held-out rows" in first.stdout
     table = pandas.read_csv(folder / "study/evaluation.csv")

@@ -3,173 +3,187 @@
 runs/digits/
 attributions/leave-one-out/                as of every study
 baselines/leave-one-out-margin/            its rows: a study of its own, resumable
-baselines/gate-gradients-margin/           sums of passes, likewise
+baselines/gate-gradients-margin/           sums of passes, likewise (-40 at the end: of 40 passes)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from coar.attributions import Attributions
-from coar.baselines.deletion import leave_one_out
-from coar.baselines.diagonal import attribution_patching, integrated_gradients
-from coar.baselines.floors import random_attributions, weight_norm
-from coar.baselines.parameters import gradient_x_parameter
-from coar.baselines.paths import internal_influence, neuron_conductance
+from coar.baselines.methods import METHODS, Wanted
 from coar.errors import SettingError, StudyError
 from coar.executors.base import Executor
-from coar.gradients import gate_gradients
+from coar.gradients.schedule import ENOUGH, MOST_PASSES
 from coar.rows import require_output
+from coar.settings import nearest, whole_number
+from coar.study import Study
 from coar.study_folder import StudyFolder
 
-
-@dataclass(frozen=True)
-class _Asked:
-    """One baseline of one output of a study."""
-
-    study: StudyFolder
-    name: str
-    output: str
-    passes: int | None
-    executor: Executor | None
-    progress: bool
-
-    @property
-    def directory(self) -> Path:
-        """For the rows or sums that it is made from."""
-        return self.study.directory / "baselines" / f"{self.name}-{self.output}"
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """Arguments that all baselines with passes take."""
-        return {"output": self.output, "progress": self.progress}
+BASELINES = tuple(METHODS)
 
 
-def _leave_one_out(asked: _Asked) -> Attributions:
-    return leave_one_out(
-        asked.study.experiment, directory=asked.directory, executor=asked.executor, **asked.given
-    )
+def make_baseline(study: StudyFolder, name: str, **options: Any) -> Attributions:
+    """Make a baseline for a study's experiment and save it there, or load it if it is there.
+
+    Args:
+        study: as for `wanted_baselines`.
+        name: one of `BASELINES`.
+        **options: of `wanted_baselines`.
+
+    Returns:
+        The attributions, as saved.
+
+    Raises:
+        SettingError: as `wanted_baselines`, and so is StudyError.
+
+    >>> import tempfile
+    >>> from coar.designs import Bernoulli
+    >>> from coar.testing import linear_experiment
+    >>> study = Study.create(tempfile.mkdtemp(), linear_experiment()[0], Bernoulli(ablation_fraction=0.1), 20)
+    >>> make_baseline(study, "gradient-x-parameter", progress=False).provenance["forwards"]
+    3
+    """
+    return make(wanted_baselines(study, [name], **options)[0])
 
 
-def _gate_gradients(asked: _Asked) -> Attributions:
-    fraction = getattr(asked.study.spec.design, "ablation_fraction", None)
-    if fraction is None:
-        raise SettingError(
-            "gate gradients are made for an ablation fraction, and this study has none",
-            expected="rows of coar.Bernoulli or coar.FixedSize",
-            got=asked.study.spec.design.name,
-        )
-    return gate_gradients(
-        asked.study.experiment,  # type: ignore[arg-type]  # checked there
-        fraction,
-        passes="auto" if asked.passes is None else asked.passes,
-        directory=asked.directory,
-        executor=asked.executor,
-        **asked.given,
-    )
-
-
-def _one_pass(function: Callable[..., Attributions]) -> Callable[[_Asked], Attributions]:
-    return lambda asked: function(asked.study.experiment, **asked.given)
-
-
-def _of_steps(function: Callable[..., Attributions]) -> Callable[[_Asked], Attributions]:
-    def make(asked: _Asked) -> Attributions:
-        steps = {} if asked.passes is None else {"steps": asked.passes}
-        return function(asked.study.experiment, **steps, **asked.given)
-
-    return make
-
-
-def _floor(function: Callable[..., Attributions]) -> Callable[[_Asked], Attributions]:
-    return lambda asked: function(asked.study.experiment, output=asked.output)
-
-
-_FIXED: dict[str, Callable[[_Asked], Attributions]] = {  # their cost is what it is
-    "leave-one-out": _leave_one_out,
-    "gradient-x-parameter": _one_pass(gradient_x_parameter),
-    "attribution-patching": _one_pass(attribution_patching),
-    "random-attributions": _floor(random_attributions),
-    "weight-norm": _floor(weight_norm),
-}
-_WITH_PASSES: dict[str, Callable[[_Asked], Attributions]] = {
-    "gate-gradients": _gate_gradients,
-    "integrated-gradients": _of_steps(integrated_gradients),
-    "internal-influence": _of_steps(internal_influence),
-    "neuron-conductance": _of_steps(neuron_conductance),
-}
-BASELINES = tuple(sorted(_FIXED | _WITH_PASSES))
-
-
-def make_baseline(
+def wanted_baselines(
     study: StudyFolder,
-    name: str,
+    names: Sequence[str],
     *,
     passes: int | None = None,
     output: str | None = None,
     save_as: str | None = None,
     executor: Executor | None = None,
     progress: bool = True,
-) -> Attributions:
-    """Make a baseline for a study's experiment and save it there, or load it if it is there.
+) -> list[Wanted]:
+    """Check what is asked for, all of it before any of it is computed.
 
     Args:
-        study: whose experiment, and for gate gradients whose ablation fraction.
-        name: one of `BASELINES`: the functions of `coar.baselines`, and gate gradients, with dashes.
-        passes: of gate gradients, or steps of methods along a path; default the method's own.
+        study: whose experiment, and for some whose ablation fraction and rows.
+        names: of `BASELINES`: the functions of `coar.baselines`, and gate gradients; dashes or underscores.
+        passes: of methods that draw gates, or steps of methods along a path; default the method's own,
+            and 100 for plain means.
         output: which output; needed where there are several.
-        save_as: name of the attributions in the study; default that of the baseline.
+        save_as: name of the attributions in the study, of one baseline; default the baseline's.
         executor: where rows or passes run, for leave-one-out and gate gradients.
         progress: show a bar.
 
-    Returns:
-        The attributions, as saved.
-
     Raises:
-        SettingError: no such baseline, or passes for one that has none.
-        StudyError: other attributions have that name, or the same from fewer passes.
-
-    >>> import tempfile
-    >>> from coar.designs import Bernoulli
-    >>> from coar.study import Study
-    >>> from coar.testing import linear_experiment
-    >>> study = Study.create(tempfile.mkdtemp(), linear_experiment()[0], Bernoulli(ablation_fraction=0.1), 20)
-    >>> make_baseline(study, "gradient-x-parameter", progress=False).provenance["forwards"]
-    3
+        SettingError: no such baseline, passes for one that has none, or one that needs what the study has
+            not.
+        StudyError: other attributions have that name, or the same from fewer passes, steps or rows than
+            would be made now.
     """
-    if name not in BASELINES:
-        raise SettingError("no such baseline", expected=", ".join(BASELINES), got=repr(name))
-    if passes is not None and name not in _WITH_PASSES:
-        raise SettingError(
-            f"{name} has no passes to choose", expected=" or ".join(sorted(_WITH_PASSES)), got=passes
-        )
-    asked = _Asked(study, name, require_output(output, list(study.columns)), passes, executor, progress)
-    path = study.attributions_path(save_as or name)
-    if not (path / "index.json").exists():
-        (_FIXED | _WITH_PASSES)[name](asked).save(path)
-    found = Attributions.load(path)
-    _require_same(found, asked, path)
+    if passes is not None:
+        passes = whole_number(passes, "passes (--passes)")
+    chosen = require_output(output, list(study.columns))
+    found = []
+    for name in dict.fromkeys(_known(name) for name in names):
+        path = study.attributions_path(save_as or name)
+        wanted = Wanted(study, name, chosen, passes, path, executor, progress, _is_there(path))
+        _require_possible(wanted)
+        if wanted.there:
+            _require_same(Attributions.load(path), wanted)
+        found.append(wanted)
     return found
 
 
-def _require_same(found: Attributions, asked: _Asked, path: Path) -> None:
-    """Raise if saved attributions are others than asked for."""
+def make(wanted: Wanted) -> Attributions:
+    """Compute and save what is wanted, or load it if it is there."""
+    if not _is_there(wanted.path):
+        found = METHODS[wanted.name].make(wanted)
+        if not _is_there(wanted.path):  # some methods write them as they go
+            found.save(wanted.path)
+    return Attributions.load(wanted.path)
+
+
+def report(wanted: Wanted, found: Attributions) -> list[str]:
+    """What was made, or was there, in lines for people."""
+    counted, spent = METHODS[wanted.name].counted, _spent(found)
+    place = f"{wanted.path.name}: in {wanted.path}"
+    if wanted.there:
+        return [str(found), f"{place} (already there{f': {spent:,} {counted}' if counted else ''})"]
+    if wanted.passes is None or spent <= wanted.passes:
+        return [str(found), place]
+    rounds = f"{wanted.passes:,} {counted} are rounded up to {spent:,}: gates are drawn in whole rounds"
+    return [str(found), rounds, place]
+
+
+def _known(name: str) -> str:
+    asked = name.replace("_", "-")
+    if asked in METHODS:
+        return asked
+    begun = [known for known in BASELINES if asked and known.startswith(asked)]
+    hint = f"; did you mean {begun[0]!r}?" if len(begun) == 1 else nearest(asked, BASELINES)
+    raise SettingError("no such baseline", expected=", ".join(BASELINES), got=repr(name) + hint)
+
+
+def _is_there(path: Path) -> bool:
+    return (path / "index.json").exists()
+
+
+def _spent(found: Attributions) -> int:
+    return int(found.provenance.get("passes", found.provenance.get("steps", 0)))
+
+
+def _require_possible(wanted: Wanted) -> None:
+    """Raise where a method has no passes, or the study not what it needs."""
+    method = METHODS[wanted.name]
+    if wanted.passes is not None and not method.counted:
+        raise SettingError(
+            f"{wanted.name} has no passes to choose",
+            expected=" or ".join(name for name, one in METHODS.items() if one.counted),
+            got=wanted.passes,
+        )
+    if method.of_rows and not isinstance(wanted.study, Study):
+        raise SettingError(
+            f"{wanted.name} is fitted to rows, and this study has none",
+            expected="a study of rows",
+            got=f"{wanted.study.contents} in {wanted.study.directory}",
+        )
+    if method.of_fraction and wanted.fraction is None:
+        raise SettingError(
+            f"{wanted.name}: made for an ablation fraction, and this study has none",
+            expected="rows of coar.Bernoulli or coar.FixedSize",
+            got=wanted.study.spec.design.name,
+        )
+
+
+def _require_same(found: Attributions, wanted: Wanted) -> None:
+    """Raise if saved attributions are others than would be made, or less of the same."""
     said = found.provenance
     what = str(said.get("method", "")).replace("_", "-").replace(" ", "-")
-    spent = said.get("passes", said.get("steps", 0))
-    if not what.startswith(asked.name) or found.output != asked.output:
+    least, here = _amounts(found, wanted)
+    if not what.startswith(wanted.name) or found.output != wanted.output:
         got = f"{said.get('method', 'attributions of unknown origin')} of output {found.output!r}"
-    elif asked.passes is not None and spent < asked.passes:
-        got = f"the same from {spent} passes"
+    elif here:
+        got = f"the same from {here}"
     else:
         return
+    instead = f", or take what is there: --passes {_spent(found)}" if here and not said.get("rows") else ""
     raise StudyError(
-        f"attributions {path.name!r} are there, and are others",
-        expected=f"{asked.name} of output {asked.output!r}"
-        + (f" from {asked.passes} passes" if asked.passes else ""),
+        f"attributions {wanted.path.name!r} are there, and are others",
+        expected=f"{wanted.name} of output {wanted.output!r}" + (f" from {least}" if least else ""),
         got=got,
-        todo="save these under another name (--name NAME, save_as=NAME)",
+        todo=f"save these under another name (--name NAME, save_as=NAME){instead}",
     )
+
+
+def _amounts(found: Attributions, wanted: Wanted) -> tuple[str, str]:
+    """What would be made of, and if that is more than attributions were made of: theirs; else empty."""
+    method, spent, said = METHODS[wanted.name], _spent(found), found.provenance
+    if method.of_rows and isinstance(wanted.study, Study):
+        rows = wanted.study.status().rows
+        return f"{rows:,} rows", f"{said.get('rows', 0):,} rows" if said.get("rows", 0) < rows else ""
+    least = wanted.passes or method.default
+    here = f"{spent:,} {method.counted}"
+    if least:
+        own = "" if wanted.passes else " (the default)"
+        return f"{least:,} {method.counted}{own}", here if spent < least else ""
+    if method.counted:  # as many as it takes
+        short = spent < MOST_PASSES and (said.get("correlation") or 0.0) < ENOUGH
+        return f"passes up to an estimated correlation of {ENOUGH:g}", here if short else ""
+    return "", ""

@@ -56,7 +56,9 @@ def gradient_x_parameter(
     ]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    weights, untouched = [], []
+    # One array from the start: on ImageNet these are the largest numbers there are.
+    weights = np.empty((len(columns), len(experiment.components)), np.float32)
+    untouched: list[float] = []
     with progress_bar(len(columns), "gradient x parameter", progress) as bar, torch.enable_grad():
         for example in range(len(task)):
             batch = move(task.batch([example]), experiment.device)
@@ -66,18 +68,18 @@ def gradient_x_parameter(
                 found = torch.autograd.grad(
                     value, parameters, allow_unused=True, retain_graph=position + 1 < len(values)
                 )
-                weights.append(_per_component(experiment, modules, dict(zip(parameters, found, strict=True))))
+                gradients: dict[nn.Parameter, Tensor | None] = dict(zip(parameters, found, strict=True))
+                weights[len(untouched) + position] = _per_component(experiment, modules, gradients)
             untouched.extend(values.detach().cpu().tolist())
             bar.update(len(values))
-    matrix = np.stack(weights)
-    intercept = np.array(untouched) - matrix.sum(axis=1)
+    intercept = np.array(untouched) - weights.sum(axis=1, dtype=np.float64)
     provenance = {
         "method": "gradient_x_parameter",
         "backward_passes": len(columns),
         "passes": 1,
         "forwards": cost_of_passes(1, columns),
     }
-    return Attributions(matrix, intercept, experiment.components, columns, name, provenance=provenance)
+    return Attributions(weights, intercept, experiment.components, columns, name, provenance=provenance)
 
 
 def _gated_parameters(module: nn.Module, group: ComponentGroup, bias: str) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coar.cli.application import AllowImport, Directory, Workers, app, echo_lines
+from coar.cli.application import AllowImport, Directory, Workers, app, chosen_output, echo_lines
 
 
 class SolverName(enum.StrEnum):
@@ -53,7 +53,7 @@ def fit(
     if not isinstance(opened, Study):
         given: dict[str, object] = {"--solver": solver, "--settings": settings, "--columns": columns}
         given |= {"--memory": memory, "--partial": partial, "--device": device != "auto"}
-        _fit_gates(opened, given, output or None, name, pool, calibrate)
+        _fit_gates(opened, given, output, name, pool, calibrate)
         return
     if pool or calibrate:
         raise typer.BadParameter("--pool and --calibrate are for studies of gate gradients")
@@ -62,6 +62,7 @@ def fit(
     base = load(settings, solver is SolverName.FAST_L1) if settings else FitSettings()
     chosen = base.changed(asked, str(settings))
     study = opened
+    chosen_output(chosen.output or "", study.columns)
     where = str(settings or "coar fit") + (f" --columns {columns}" if columns else "")
     found = fit_with(study, chosen, partial=partial, device=device, progress=True, where=where)
     typer.echo(fit_summary(found, study.num_rows))
@@ -76,7 +77,8 @@ def baseline(
         list[str], typer.Argument(help="such as leave-one-out; an unknown one lists all", metavar="NAME...")
     ],
     passes: Annotated[
-        int | None, typer.Option(help="of gate gradients, or steps of methods along a path")
+        int | None,
+        typer.Option(help="of gate gradients and plain means, or steps of methods along a path"),
     ] = None,
     output: Annotated[str, typer.Option(help="which output, where there are several")] = "",
     name: Annotated[str, typer.Option(help="of the attributions; default the baseline's")] = "",
@@ -87,22 +89,21 @@ def baseline(
 
     Example: coar baseline runs/digits leave-one-out gradient-x-parameter
     """
-    from coar.baselines.named import make_baseline
+    from coar.baselines.named import make, report, wanted_baselines
     from coar.executors.processes import Processes
     from coar.studies import open_study
 
     if name and len(names) > 1:
         raise typer.BadParameter("--name is for one baseline; make them one by one")
     study = open_study(directory, allow_import)
-    options: dict[str, Any] = {"passes": passes, "output": output or None, "save_as": name or None}
-    for each in names:
-        executor = Processes(workers) if workers else None
-        found = make_baseline(study, each, executor=executor, **options)
-        echo_lines([str(found), f"{name or each}: in {study.attributions_path(name or each)}"])
+    options: dict[str, Any] = {"passes": passes, "output": chosen_output(output, study.columns)}
+    options |= {"save_as": name or None, "executor": Processes(workers) if workers else None}
+    for wanted in wanted_baselines(study, names, **options):
+        echo_lines(report(wanted, make(wanted)))
 
 
 def _fit_gates(
-    study: Any, given: dict[str, object], output: str | None, name: str, pool: bool, calibrate: int
+    study: Any, given: dict[str, object], asked_output: str, name: str, pool: bool, calibrate: int
 ) -> None:
     from coar.checking import calibrate as calibrated
     from coar.gradients.provenance import require_unused
@@ -114,7 +115,7 @@ def _fit_gates(
             f"{', '.join(unfit)}: gate gradients are not fitted to rows. Leave "
             f"{'it' if len(unfit) == 1 else 'them'} out: `coar fit {study.directory}`, or fit a study of rows"
         )
-    path = study.attributions_path(name or NAME)
+    path, output = study.attributions_path(name or NAME), chosen_output(asked_output, study.columns)
     if calibrate:
         found = calibrated(study.experiment, study.attributions(output, pool=pool), num_rows=calibrate)
         require_unused(path, found.provenance, found.output, found.columns)

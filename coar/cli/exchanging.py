@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coar.cli.application import Directory, app
+from coar.cli.application import Directory, app, chosen_output
 
 
 class Layout(enum.StrEnum):
@@ -58,7 +58,7 @@ def export_rows(
 
     study = Study.open(directory)
     if layout is Layout.BETON:
-        export_beton(study, target, output or None)
+        export_beton(study, target, chosen_output(output, study.columns))
     else:
-        export_store(study, target, [output] if output else None)
+        export_store(study, target, [chosen_output(output, study.columns)] if output else None)
     typer.echo(f"written to {target}")

@@ -71,13 +71,16 @@ def run(
 
 @app.command()
 def status(directory: Directory) -> None:
-    """How far a study is.
+    """How far a study is, and which attributions it has.
 
     Example: coar status runs/digits
     """
+    from coar.saved_attributions import saved_names
     from coar.studies import open_study
 
-    typer.echo(open_study(directory).status().summary())
+    study = open_study(directory)
+    names = saved_names(study)
+    echo_lines([study.status().summary(), *([f"attributions: {', '.join(names)}"] if names else [])])
 
 
 @app.command()

@@ -36,7 +36,7 @@ def load_weights(
     *,
     components: Names | None = None,
     columns: Names | None = None,
-    output: str = "output",
+    output: str | None = None,
     standardised_by: Scaling = None,
     nan: Literal["refuse", "zero", "drop"] = "refuse",
 ) -> Attributions:
@@ -44,9 +44,10 @@ def load_weights(
 
     Args:
         path: the file.
-        components: names (an axis, a list, or a text file with one per line); default 0, 1, ...
+        components: names (an axis, a list, or a text file with one per line); default 0, 1, ... Only with
+            the axes of an experiment or study can attributions be evaluated there.
         columns: the same.
-        output: what the columns are outputs of.
+        output: what the columns are outputs of; default what their axis says, else "output".
         standardised_by: None takes weights as they are, which is right for files by `save_weights`; other
             files do not say their units, and None warns. Files by fast_l1 hold weights of standardised
             masks: pass the `MaskCounts` of the rows that they were fitted to, or, where those are not at
@@ -79,7 +80,7 @@ def load_weights(
         intercept,
         component_axis,
         column_axis,
-        output,
+        output or column_axis.source.get("output", "output"),
         details=details,
         provenance=_provenance(path, _said(units, standardised_by), nan),
     )
