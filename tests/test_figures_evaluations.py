@@ -276,6 +276,13 @@ def test_points_of_a_family_bear_short_names_and_the_legend_long_ones():
     assert legend(ax)[0].replace("\n", " ") == "gate gradients: short; a name of many letters"
 
 
+def test_names_at_points_end_inside_the_axes():
+    ax = figures.correlation_by_compute(COSTS[:2].assign(method=["fourteen lette", "short"], made_for=0.1))
+    ax.figure.canvas.draw()
+    assert len(ax.texts) == 2
+    assert max(text.get_window_extent().x1 for text in ax.texts) <= ax.get_window_extent().x1
+
+
 def test_attributions_by_hand_are_no_family():
     means = COSTS[:3].assign(family=["by hand", "by hand", ""], method=["x", "y", "by hand"])
     assert set(points(figures.correlation_by_compute(means))) == {"x", "y", "by hand"}

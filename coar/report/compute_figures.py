@@ -20,6 +20,7 @@ from coar.report.style import legend, log_x, method_styles, note, percent, plain
 
 _ALONE = ("", "by hand")  # what says no more than that attributions do not know what made them
 _SHORT = 14  # letters of a name that is written at its point
+_LETTER = 0.016  # width of a letter, in widths of an Axes
 _FEW = 6  # points of a line that can be named
 
 
@@ -48,6 +49,7 @@ def correlation_by_compute(means: Any, fraction: float | None = None, ax: Any = 
         _draw_family(ax, part.sort_values("forwards", kind="stable"), styles[line])
     draw_ceiling_across(ax, means)
     log_x(ax)
+    _make_room(ax)
     ax.set(xlabel="cost, in forward passes over all examples", ylabel=CORRELATION)
     ax.set_ylim(lowest(known.low), 1.0)
     ax.set_title(f"{percent(fraction)} ablated", fontsize=10)
@@ -110,12 +112,18 @@ def _name(ax: Any, paid: Any, look: dict[str, Any]) -> str:
     names = [_without(name, str(paid.family.iloc[0])) for name in paid.method]
     if len(names) > _FEW or max(map(len, names)) > _SHORT:
         return fill(f"{family}: {'; '.join(names)}", 40)
-    # Beside a curve that rises; the last name to the left of its point, where the Axes ends.
-    below, over = {"xytext": (5, -4), "va": "top"}, {"xytext": (-5, 5), "va": "bottom", "ha": "right"}
+    below = {"xytext": (5, -4), "textcoords": "offset points", "va": "top"}  # a curve that rises is over it
     for x, y, name in zip(paid.forwards, paid.correlation, names, strict=True):
-        place = over if x == paid.forwards.max() else below
-        ax.annotate(name, (x, y), **place, textcoords="offset points", fontsize=8, color=look["color"])
+        ax.annotate(name, (x, y), **below, fontsize=8, color=look["color"])
     return family
+
+
+def _make_room(ax: Any) -> None:
+    """Move the right end of a logarithmic axis to where names at points end."""
+    for text in [text for text in ax.texts if getattr(text, "xycoords", "") == "data"]:
+        low, high = np.log(ax.get_xlim())
+        share = _LETTER * len(text.get_text()) + _LETTER  # of the axis
+        ax.set_xlim(right=np.exp(max(high, (np.log(text.xy[0]) - share * low) / (1 - share))))
 
 
 def _without(name: str, family: str) -> str:
