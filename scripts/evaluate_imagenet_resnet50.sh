@@ -10,7 +10,7 @@ usage: evaluate_imagenet_resnet50.sh [--small] [RUN] [options of coar run, such 
 Correlations of predicted with true margins at 7.5, 6.25 and 5 % of the filters ablated (fitted at 5 %), with
 the linear ceiling at 5 %; beside leave-one-out (22,720 ablations, a quarter of the study), gradient x parameter,
 neuron conductance, internal influence, and gate gradients. Needs what estimate_imagenet_resnet50.sh needs;
-the attributions of each method take 4.5 GB, up to five times that of memory while they are made, and the sums
+the attributions of each method take 4.5 GB, up to four times that of memory while they are made, and the sums
 of gate gradients 36 GB or more.
 
 --small: an untrained small ResNet, which exercises the code; its numbers mean nothing.

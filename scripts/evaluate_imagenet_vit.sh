@@ -11,7 +11,7 @@ Correlations of predicted with true margins at 7.5, 6.25 and 5 % of the neurons 
 the linear ceiling at 5 %; beside gradient x parameter, neuron conductance, internal influence, and gate
 gradients. Leave-one-out costs 82,944 ablations, nearly the study again: `coar baseline RUN leave-one-out`
 adds it to the next evaluation. Needs what estimate_imagenet_vit.sh needs; the attributions of each method
-take 1.7 GB, up to five times that of memory while they are made, and the sums of gate gradients 13 GB or more.
+take 1.7 GB, up to four times that of memory while they are made, and the sums of gate gradients 13 GB or more.
 
 --small: an untrained small ViT, which exercises the code; its numbers mean nothing.
 

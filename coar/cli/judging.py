@@ -52,7 +52,8 @@ def check(
         typer.echo(f"{name}\n{checked.summary()}")
         trusted &= checked.ok
     if left:
-        typer.echo(f"not checked: {', '.join(left)} know no ablation fraction: --name NAME --fraction 0.1")
+        know = "know" if len(left) > 1 else "knows"
+        typer.echo(f"not checked: {', '.join(left)} {know} no ablation fraction: --name NAME --fraction 0.1")
     raise typer.Exit(int(not trusted))
 
 
