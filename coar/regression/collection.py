@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from coar.errors import FitError, OutputError
-from coar.regression.products import FixedPoint, fixed_point
+from coar.regression.products import COLUMNS, FixedPoint, fixed_point
 from coar.regression.statistics import MaskSums, OutputSums
 from coar.rows import RowBlock
 
@@ -79,6 +79,11 @@ class Chain:
         if first >= self.resume:
             self._running[part].add(*rows)
 
+    def count(self, first: int, part: str, rows: int) -> None:
+        """Say how many rows of a part, of the block that begins at row `first`, were added."""
+        if first >= self.resume:
+            self._running[part].rows += rows
+
     def advance(self, row: int) -> None:
         """Close every range that ends at or before `row`."""
         while (stop := self._boundary()) <= row:
@@ -125,17 +130,25 @@ def add_blocks(
     for block in in_order(blocks):
         first = int(block.rows[0]) // BLOCK_ROWS * BLOCK_ROWS
         kept = torch.from_numpy(np.ascontiguousarray(block.masks)).to(device).view(torch.int8)
-        values = torch.from_numpy(np.ascontiguousarray(block.outputs)).to(device)
-        whole = fixed_point(values, moved)
-        require_finite(whole, block)
         for chain in (masks, outputs) if masks else (outputs,):
             chain.advance(first)
-        for part, here in parts_of(block.rows, held_out):
-            rows, fixed = (kept, whole) if part == ALL else (kept[here], whole[here])
-            if masks:
-                masks.add(first, part, rows)
-            outputs.add(first, part, rows, fixed)
-        del block, kept, values, whole, rows, fixed  # before the next is read: one in memory, not two
+        parts = [
+            (part, here, kept if part == ALL else kept[here]) for part, here in parts_of(block.rows, held_out)
+        ]
+        for part, _, rows in parts if masks else ():
+            masks.add(first, part, rows)
+        for start in range(
+            0, len(shift), COLUMNS
+        ):  # of a block's numbers one copy at a time, and of some columns
+            some = slice(start, start + COLUMNS)
+            values = torch.from_numpy(np.ascontiguousarray(block.outputs[:, some])).to(device)
+            whole = fixed_point(values, moved[some])
+            require_finite(whole, block, start)
+            for part, here, rows in parts:
+                outputs.add(first, part, rows, whole if part == ALL else whole[here], some)
+        for part, _, rows in parts:
+            outputs.count(first, part, len(rows))
+        del block, kept, parts, rows  # before the next is read: one block in memory, not two
 
 
 def parts_of(rows: np.ndarray, held_out: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -171,11 +184,14 @@ def in_order(blocks: Iterable[RowBlock]) -> Iterator[RowBlock]:
         del block  # before the next is read
 
 
-def require_finite(whole: FixedPoint, block: RowBlock) -> None:
-    """Name the first NaN or infinity of a block."""
+def require_finite(whole: FixedPoint, block: RowBlock, start: int) -> None:
+    """Name the first NaN or infinity of a block; `whole` has its columns from `start` on."""
     if bool(torch.isfinite(whole.scale).all()):
         return
-    row, column = np.argwhere(~np.isfinite(block.outputs))[0]
+    row, column = np.argwhere(~np.isfinite(block.outputs[:, start : start + len(whole.scale)]))[0] + [
+        0,
+        start,
+    ]
     raise OutputError(
         f"row {block.rows[row]}: the output of column {column} is not finite",
         expected="finite outputs",

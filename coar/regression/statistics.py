@@ -197,13 +197,15 @@ class OutputSums:
         self.total = torch.zeros(len(shift), dtype=torch.float64, device=device)
         self.squares = torch.zeros_like(self.total)
 
-    def add(self, masks: torch.Tensor, outputs: FixedPoint) -> None:
-        """Add rows: masks int8 [rows, components], outputs less their shift."""
-        self.rows += len(masks)
+    def add(self, masks: torch.Tensor, outputs: FixedPoint, columns: slice = slice(None)) -> None:
+        """Add some columns of rows: masks int8 [rows, components], outputs less their shift.
+
+        Rows are counted (`rows`) by who adds them, once for all columns.
+        """
         if len(masks):
-            add_products(masks, outputs, self.cross)
-        self.total += outputs.total()
-        self.squares += outputs.squares()
+            add_products(masks, outputs, self.cross[:, columns])
+        self.total[columns] += outputs.total()
+        self.squares[columns] += outputs.squares()
 
     def load(self, found: OutputStatistics) -> None:
         """Go on from sums made earlier."""
