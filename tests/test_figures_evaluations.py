@@ -274,6 +274,8 @@ def test_points_of_a_family_bear_short_names_and_the_legend_long_ones():
     ax = figures.correlation_by_compute(named.assign(method=["a name of many letters", "short"]))
     assert not ax.texts
     assert legend(ax)[0].replace("\n", " ") == "gate gradients: short; a name of many letters"
+    ax = figures.correlation_by_compute(named.assign(forwards=[120, 90]))  # too close for names
+    assert (len(ax.texts), legend(ax)[0]) == (0, "gate gradients: short; long")
 
 
 def test_names_at_points_end_inside_the_axes():

@@ -21,6 +21,7 @@ from coar.report.style import legend, log_x, method_styles, note, percent, plain
 _ALONE = ("", "by hand")  # what says no more than that attributions do not know what made them
 _SHORT = 14  # letters of a name that is written at its point
 _LETTER = 0.016  # width of a letter, in widths of an Axes
+_APART = 1.5  # times the cost of the point before, for names that can be read
 _FEW = 6  # points of a line that can be named
 
 
@@ -110,7 +111,9 @@ def _name(ax: Any, paid: Any, look: dict[str, Any]) -> str:
         return str(paid.method.iloc[0])
     family = str(paid.label.iloc[0])
     names = [_without(name, str(paid.family.iloc[0])) for name in paid.method]
-    if len(names) > _FEW or max(map(len, names)) > _SHORT:
+    costs = paid.forwards.to_numpy()
+    close = (costs[1:] < _APART * costs[:-1]).any()  # names would run into each other
+    if close or len(names) > _FEW or max(map(len, names)) > _SHORT:
         return fill(f"{family}: {'; '.join(names)}", 40)
     below = {"xytext": (5, -4), "textcoords": "offset points", "va": "top"}  # a curve that rises is over it
     for x, y, name in zip(paid.forwards, paid.correlation, names, strict=True):

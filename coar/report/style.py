@@ -86,8 +86,8 @@ def log_x(ax: Any) -> None:
         """Looks at the room when drawn: what stands beside the Axes is known only then."""
 
         def __call__(self) -> Any:
-            points = 72 * ax.bbox.width / ax.figure.dpi
-            self.set_params(subs=log_steps(*ax.get_xlim(), points))
+            low, high = ax.get_xlim()
+            self.set_params(subs=log_steps(low, high, 72 * ax.bbox.width / ax.figure.dpi))
             return super().__call__()
 
     ax.set_xscale("log")
