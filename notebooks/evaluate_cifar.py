@@ -60,11 +60,14 @@ print(study.status().summary())
 print(ridge)
 
 # %% [markdown]
-# The filters that matter most for one image. Blue ones hold the margin up, red ones hold it down.
+# The filters that matter most for the first image. Blue ones hold the margin up, red ones hold it down. The
+# error bars are 95 % intervals, 1.96 standard errors of the fit: what other rows of the same number would
+# change. They do not contain what the fit shrinks: with fewer rows than filters it pulls weights to zero.
 
 # %%
-figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-figures.top_components(ridge, 0, count=8, ax=axes)
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), width_ratios=[1, 3], layout="constrained")
+study.experiment.task.show(study.experiment.task.dataset[0], left)
+figures.top_components(ridge, 0, count=8, ax=right)
 plt.show()
 
 # %% [markdown]
@@ -74,7 +77,7 @@ plt.show()
 # intervals are of a bootstrap over both. Rows are kept in the study's folder and never computed twice.
 #
 # No linear model, however well fitted, can predict a network perfectly. The *ceiling* says how far the best
-# one would come. It is known at the fraction of the study.
+# one would come. It is known only at the fraction of the study; here the study's own rows tell it.
 
 # %%
 options = {"num_rows": ROWS, "seed": 1, "directory": study.directory / "held-out", "progress": False}
@@ -82,11 +85,13 @@ evaluation = coar.evaluate(study.experiment, {"ridge": ridge}, [0.15, 0.125, 0.1
 print(evaluation.summary())
 
 # %% [markdown]
-# One image: each point is an ablation. A good attribution need not be right about everything; it has to get
-# the order right, and on the line also the size.
+# One image, neither the best predicted nor the worst: the one with the median correlation. Each point is an
+# ablation. A good attribution need not be right about everything; it has to get the order right, and on the
+# line also the size.
 
 # %%
-column = int(np.nanargmax(evaluation.table.query("ablation_fraction == 0.1").pearson))
+correlations = evaluation.table.query("ablation_fraction == 0.1").pearson.to_numpy()
+column = int(np.nanargmin(abs(correlations - np.nanmedian(correlations))))
 figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), width_ratios=[1, 2], layout="constrained")
 study.experiment.task.show(study.experiment.task.dataset[column], left)
 figures.predictions(*evaluation.example(column, fraction=0.10), ax=right)
@@ -101,7 +106,8 @@ plt.show()
 # - **gate gradients** average derivatives while other filters are partly away (docs/gate-gradients.md);
 # - **random** weights know nothing: the floor.
 #
-# The ceiling is now that of gate gradients, which tell it from fewer passes than a study needs rows.
+# The ceiling is now told by gate gradients, from fewer passes than a study needs rows: it is the same
+# quantity as before, and the two need not agree by more than their intervals.
 
 # %%
 names = ["gate-gradients", "leave-one-out", "gradient-x-parameter", "neuron-conductance"]
@@ -136,13 +142,13 @@ evaluation.compare("gate-gradients", "ridge").round(3)
 #
 # Fits to some of the rows, and gate gradients from few passes, against the forward passes that they took.
 # In the small study rows are fewer than filters, so the regression is far from the ceiling; gate gradients
-# come near it for a third of the cost.
+# come near it for a third of the cost. (A pass of gate gradients is worth three forward passes.)
 
 # %%
 curves = dict(methods)
 for rows in [study.num_rows // 4, study.num_rows // 2]:
     curves[f"ridge, {rows} rows"] = coar.fit(study, rows=range(rows))
-for passes in [8, 24]:
+for passes in [10, 30]:
     curves[f"gate gradients, {passes} passes"] = coar.gate_gradients(
         study.experiment, 0.10, passes=passes, progress=False
     )
@@ -154,12 +160,14 @@ plt.show()
 # %% [markdown]
 # ## Where the components are
 #
-# The method with the highest correlation, by layer and class. Then one image: the filters that matter most
-# for it, and the images that need each of them most, or activate it most.
+# The method with the highest correlation, by layer and class. Colours end where 99 % of the values do: the
+# arrow at the end of the colour bar says that a few are beyond, and as dark. Then the same image as above:
+# the filters that matter most for it, and the images that need each of them most, or activate it most.
 
 # %%
 means = evaluation.means().query("ablation_fraction == 0.1").set_index("method")
-best = methods[means.correlation.idxmax()]
+best_name = means.correlation.idxmax()
+best = methods[best_name]
 classes = study.experiment.task.metadata["class"]
 figures.layer_heat_map(best, by=classes, value="magnitude").figure
 
@@ -179,9 +187,9 @@ figures.top_component_images(
 # hold. Here one is written first, in float16 as theirs are.
 
 # %%
-published = study.directory / "published.pt"
-if not published.exists():
-    save_weights(best, published, dtype="float16")
+published = study.directory / f"published-{best_name}.pt"
+published.unlink(missing_ok=True)  # of an earlier run
+save_weights(best, published, dtype="float16")
 loaded = load_weights(
     published, components=study.components, columns=study.columns["margin"], output="margin"
 )

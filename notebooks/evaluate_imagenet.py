@@ -17,9 +17,10 @@
 # ResNet-50, 50,000 images, 100,000 ablations. Such a study takes days on a GPU; where
 # `scripts/evaluate_imagenet_resnet50.sh` has been run, the cells below show its results.
 #
-# Elsewhere (the default) they run in two minutes on **an untrained small network of the same class**. That
-# exercises every step and **says nothing about ImageNet**: for a small network that has learned something
-# see `evaluate_cifar`.
+# Elsewhere (the default) they run in two minutes on **an untrained small network of the same class**, and the
+# images are **50 of CIFAR-10**, 32 x 32 pixels, since none of ImageNet come with the checkout. That exercises
+# every step and **says nothing about ImageNet**: for a small network that has learned something see
+# `evaluate_cifar`.
 
 # %%
 import os
@@ -27,6 +28,7 @@ import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 import coar
 from coar.baselines.named import make_baseline
@@ -54,8 +56,9 @@ print(ridge)
 # %% [markdown]
 # ## Other methods, and how good they are
 #
-# Fitted at 5 % of the filters ablated, tested there and further away; the ceiling, that of the best linear
-# model, is told by gate gradients. Leave-one-out needs an ablation per filter, a quarter of the full study.
+# Fitted at 5 % of the filters ablated, tested there and further away. The ceiling, that of the best linear
+# model, is told by gate gradients, and known only at the fraction that they were made for. Leave-one-out
+# needs an ablation per filter, a quarter of the full study.
 #
 # Beside them, a published file: the original code keeps attributions in `.pt` files, `weight` as
 # `[components, examples]`. This one was written by `save_weights`; published ones are read with
@@ -66,9 +69,9 @@ print(ridge)
 names = ["gate-gradients", "leave-one-out", "gradient-x-parameter", "neuron-conductance"]
 names += ["internal-influence", "weight-norm"]
 methods = {"ridge": ridge} | {name: make_baseline(study, name, progress=False) for name in names}
-published = study.directory / "published.pt"
-if not published.exists():
-    save_weights(methods["gate-gradients"], published, dtype="float16")
+published = study.directory / "published-gate-gradients.pt"
+published.unlink(missing_ok=True)  # of an earlier run
+save_weights(methods["gate-gradients"], published, dtype="float16")
 axes_of = {"components": study.components, "columns": study.columns["margin"]}
 methods["a published file"] = load_weights(published, output="margin", **axes_of)
 
@@ -83,7 +86,7 @@ plt.show()
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-figures.correlation_by_compute(evaluation.means(), fraction=0.05, ax=axes)
+figures.correlation_by_compute(evaluation, fraction=0.05, ax=axes)
 plt.show()
 
 # %%
@@ -95,25 +98,29 @@ plt.show()
 # %% [markdown]
 # ## One image
 #
-# True against predicted margins under the held-out ablations, by the method with the highest correlation.
+# True against predicted margins under the held-out ablations, by the method with the highest mean
+# correlation, for the image whose own correlation is the median one.
 
 # %%
 means = evaluation.means().query("ablation_fraction == 0.05").set_index("method")
 best = means.correlation.drop("a published file").idxmax()
+own = evaluation.table.query("ablation_fraction == 0.05 and method == @best").pearson.to_numpy()
+column = int(np.nanargmin(abs(own - np.nanmedian(own))))
 figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), width_ratios=[1, 2], layout="constrained")
-study.experiment.task.show(study.experiment.task.dataset[0], left)
-figures.predictions(*evaluation.example(0, best, 0.05), ax=right, title=best)
+study.experiment.task.show(study.experiment.task.dataset[column], left)
+figures.predictions(*evaluation.example(column, best, 0.05), ax=right, title=best)
 plt.show()
 
 # %% [markdown]
 # And the filters behind it: their weights for this image, and the images that need each of them most.
 
 # %%
-figures.top_component_images(methods[best], 0, study.experiment.task, components=3, images=6).figure
+figures.top_component_images(methods[best], column, study.experiment.task, components=3, images=6).figure
 
 # %% [markdown]
-# By layer, over all images: how much a filter matters on average.
+# By layer, over all images: how much a filter matters on average. Colours end where 99 % of the values do:
+# the arrow at the end of the colour bar says that a few are beyond, and as dark.
 
 # %%
-labels = study.experiment.task.metadata["label"] if SMALL else ["all"] * len(study.experiment.task)
+labels = study.experiment.task.metadata["class"] if SMALL else ["all"] * len(study.experiment.task)
 figures.layer_heat_map(methods[best], by=labels, value="magnitude").figure
