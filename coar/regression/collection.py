@@ -127,10 +127,11 @@ def add_blocks(
         OutputError: NaN or infinite outputs.
     """
     moved = torch.from_numpy(shift).to(device)
+    chains = (masks, outputs) if masks else (outputs,)
     for block in in_order(blocks):
         first = int(block.rows[0]) // BLOCK_ROWS * BLOCK_ROWS
         kept = torch.from_numpy(np.ascontiguousarray(block.masks)).to(device).view(torch.int8)
-        for chain in (masks, outputs) if masks else (outputs,):
+        for chain in chains:
             chain.advance(first)
         parts = [
             (part, here, kept if part == ALL else kept[here]) for part, here in parts_of(block.rows, held_out)
@@ -149,6 +150,8 @@ def add_blocks(
         for part, _, rows in parts:
             outputs.count(first, part, len(rows))
         del block, kept, parts, rows  # before the next is read: one block in memory, not two
+        for chain in chains:  # and before sums are written: these are not there with a block, either
+            chain.advance(first + BLOCK_ROWS)
 
 
 def parts_of(rows: np.ndarray, held_out: int) -> Iterator[tuple[str, torch.Tensor]]:

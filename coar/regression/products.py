@@ -48,9 +48,15 @@ class FixedPoint:
 
     def digits(self) -> torch.Tensor:
         """int8 [rows, 3 * columns]: all lowest digits, then the middle ones, then the highest."""
-        # Each digit is a byte between -128 and 127: adding 128 to all three makes them plain bytes.
-        bytes_ = (self.whole + _BYTE) ^ _BYTE
-        return torch.cat([(bytes_ >> shift).to(torch.int8) for shift in (0, 8, 16)], dim=1)
+        rows, columns = self.whole.shape
+        found = torch.empty((rows, 3 * columns), dtype=torch.int8, device=self.whole.device)
+        for first in range(0, columns, WIDE):
+            # Each digit is a byte between -128 and 127: adding 128 to all three makes them plain bytes.
+            bytes_ = (self.whole[:, first : first + WIDE] + _BYTE) ^ _BYTE
+            for place, shift in enumerate((0, 8, 16)):
+                start = place * columns + first
+                found[:, start : start + bytes_.shape[1]] = (bytes_ >> shift).to(torch.int8)
+        return found
 
     def total(self) -> torch.Tensor:
         """Sum over rows, float64 [columns]; exact."""
