@@ -136,8 +136,9 @@ def add_blocks(
         parts = [
             (part, here, kept if part == ALL else kept[here]) for part, here in parts_of(block.rows, held_out)
         ]
-        for part, _, rows in parts if masks else ():
-            masks.add(first, part, rows)
+        for part, _, rows in parts:
+            if masks:
+                masks.add(first, part, rows)
         for start in range(
             0, len(shift), COLUMNS
         ):  # of a block's numbers one copy at a time, and of some columns
