@@ -91,7 +91,9 @@ def evaluate(
     ] = None,
     output: Annotated[str, typer.Option(help="attributions of this output; default of any")] = "",
     figure: Annotated[Path | None, typer.Option(help="PNG to draw: correlations", metavar="PATH")] = None,
-    table: Annotated[Path | None, typer.Option(help="CSV to write: every column", metavar="PATH")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="CSV to write: every column, and beside it the means", metavar="PATH")
+    ] = None,
     allow_import: AllowImport = None,
 ) -> None:
     """Predict held-out ablations.
