@@ -238,9 +238,7 @@ def test_a_source_of_more_columns_tells_that_of_the_methods(network, tmp_path):
 def test_a_source_of_a_fraction_that_is_not_tested_is_warned_of(network):
     output = next(iter(network.columns))
     gates = coar.gate_gradients(network, 0.1, passes=40, output=output, progress=False)
-    with pytest.warns(
-        CoarWarning, match="of 0.1, which is not among those tested: 0.2"
-    ):
+    with pytest.warns(CoarWarning, match="of 0.1, which is not among those tested: 0.2"):
         evaluate(network, {"gates": gates}, 0.2, 5, ceiling=gates, progress=False)
     assert not evaluate(network, {"gates": gates}, 0.2, 5, progress=False).ceilings  # "auto" only looks
 
