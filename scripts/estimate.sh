@@ -13,34 +13,47 @@ case ${1:---help} in
 esac
 name=$1 held_out=100
 shift
-options=()
-for option in "$@"; do # --small may stand anywhere
-    if [ "$option" = --small ]; then
+refuse() {
+    echo "error: $1" >&2
+    echo "$usage" >&2
+    exit 2
+}
+for word in "$@"; do # --small may stand anywhere
+    if [ "$word" = --small ]; then
         name=${name}_small held_out=30
-    elif [[ $option == --s* ]] && [[ $option != --shards* ]]; then
-        echo "error: unknown option $option" >&2
-        echo "$usage" >&2
-        exit 2
-    else
-        options+=("$option")
     fi
 done
-set -- ${options[@]+"${options[@]}"}
-run=runs/$name
-if [ $# -gt 0 ] && [[ $1 != -* ]]; then
-    run=$1
-    shift
-fi
+run=runs/$name options=() value=false first=true
+for word in "$@"; do # RUN is the first word after --small, if it is no option
+    [ "$word" != --small ] || continue
+    if $value; then
+        value=false
+        options+=("$word")
+    else
+        case $word in
+            --workers | --device | --batch-size | --allow-import) value=true && options+=("$word") ;;
+            --workers=* | --device=* | --batch-size=* | --allow-import=*) options+=("$word") ;;
+            -*) refuse "unknown option $word" ;;
+            *) if $first; then run=$word; else refuse "unexpected $word"; fi ;;
+        esac
+    fi
+    first=false
+done
+! $value || refuse "${options[-1]} needs a value"
 case $run in /*) ;; *) run=$PWD/$run ;; esac
 
 cd "$(dirname "$0")/.." # where specs look for data/
 PATH=$PWD/.venv/bin:$PATH
+if ! command -v coar > /dev/null; then
+    echo "error: there is no command coar: run \`make install\` first, or activate the environment that has it" >&2
+    exit 1
+fi
 spec=specs/$name.json
 
 if [ ! -e "$run/spec.json" ]; then
     coar plan "$spec"
 fi
 coar init "$spec" "$run" # also checks that an earlier study there has the same spec
-coar run "$run" "$@"
+coar run "$run" ${options[@]+"${options[@]}"}
 coar fit "$run"
 coar evaluate "$run" --num-rows "$held_out" # at the study's own ablation fraction

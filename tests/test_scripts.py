@@ -100,6 +100,9 @@ def test_an_unknown_study_is_an_error(script, words, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "given", [("estimate.sh", "nothing"), ("evaluate.sh", "nothing", "0.1", "weight-norm")]
+)
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--smal"], "unknown option --smal"),
@@ -108,9 +111,8 @@ def test_an_unknown_study_is_an_error(script, words, tmp_path):
         (["study", "--workers"], "--workers needs a value"),
     ],
 )
-def test_what_evaluate_does_not_know_is_refused_before_anything_is_made(words, said, tmp_path):
-    script = ROOT / "scripts" / "evaluate.sh"
-    done = run(script, "nothing", "0.1", "weight-norm", *words, folder=tmp_path, check=False)
+def test_what_a_script_does_not_know_is_refused_before_anything_is_made(given, words, said, tmp_path):
+    done = run(ROOT / "scripts" / given[0], *given[1:], *words, folder=tmp_path, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {said}\nusage: ")
     assert not list(tmp_path.iterdir())
