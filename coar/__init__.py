@@ -19,8 +19,7 @@ from coar.checking import calibrate, check
 from coar.components import ComponentGroup, ComponentSet
 from coar.designs import Bernoulli, FixedSize, LeaveOneOut
 from coar.discovery import component_rule, find_components
-from coar.edit import Edit
-from coar.editing import rank_components
+from coar.editing import Edit, rank_components
 from coar.evaluation import Evaluation, evaluate, linear_ceiling, split_half
 from coar.executors.processes import Processes
 from coar.executors.serial import Serial

@@ -17,13 +17,13 @@ from coar.baselines.cost import spent
 from coar.checking import check
 from coar.designs import Bernoulli
 from coar.discovery import find_components
+from coar.editing import EditResult, edit_misread
 from coar.evaluation import Evaluation, evaluate
 from coar.executors.processes import Processes
 from coar.experiments.ablation import ComponentAblation
 from coar.gradients import gate_gradients
 from coar.plan import duration
 from coar.progress import progress_bar
-from coar.quick_edit import EditResult, edit_misread
 from coar.regression import fit
 from coar.report import figures
 from coar.study import Study

@@ -13,7 +13,7 @@ import pytest
 
 from coar import cli
 from coar.attributions import Attributions
-from coar.edit import Edit
+from coar.editing import Edit
 from coar.errors import StudyError
 from coar.study import Study
 from tests.contributions import make_task

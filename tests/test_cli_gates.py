@@ -12,7 +12,7 @@ import pytest
 
 from coar import cli
 from coar.attributions import Attributions
-from coar.edit import Edit
+from coar.editing import Edit
 from coar.gradients import GateGradientStudy
 from tests.contributions import make_task
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_model
 
 from coar import demo
 from coar.attributions import Attributions
-from coar.edit import Edit
+from coar.editing import Edit
 from coar.errors import CoarWarning
 from coar.report import figures
 from coar.study import Study

@@ -11,8 +11,7 @@ from scipy import stats
 from coar.attributions import Attributions
 from coar.baselines import leave_one_out
 from coar.components import ComponentSet
-from coar.edit import Edit
-from coar.editing import rank_components
+from coar.editing import Edit, rank_components
 from coar.errors import AxisError, EditError, SpecError, StoreError
 from coar.experiments.ablation import ComponentAblation
 from coar.fingerprints import model_fingerprint

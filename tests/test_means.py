@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 import coar
 from coar.components import ComponentGroup, ComponentSet
 from coar.discovery import find_components
-from coar.edit import Edit
+from coar.editing import Edit
 from coar.errors import AxisError, ComponentError, EditError, SettingError, StudyError
 from coar.fingerprints import model_fingerprint
 from coar.gates import ScaledWeights, measure_means, pick_means

@@ -34,7 +34,7 @@ def edit(
 
     Example: coar edit runs/digits --misread --save-to fix.json
     """
-    from coar.quick_edit import edit_examples, first_fixed
+    from coar.editing import edit_examples, first_fixed
     from coar.saved_attributions import saved_attributions
     from coar.studies import open_study
 

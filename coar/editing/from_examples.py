@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from coar.attributions import Attributions
-from coar.edit import Columns, Edit, Effect, positions_of
-from coar.editing import Curve, Direction, rank_components
+from coar.editing.edit import Columns, Edit, Effect, positions_of
+from coar.editing.ranking import rank_components
+from coar.editing.sweep import Curve, Direction
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 from coar.randomness import permutation

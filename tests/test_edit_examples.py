@@ -7,12 +7,12 @@ import pytest
 
 from coar.baselines import gradient_x_parameter
 from coar.discovery import find_components
-from coar.edit import Edit
+from coar.editing import Edit
+from coar.editing.from_examples import NUM_REFERENCES, edit_examples, edit_misread, first_fixed
 from coar.errors import AxisError, EditError
 from coar.experiments.ablation import ComponentAblation
 from coar.fingerprints import model_fingerprint
 from coar.outputs import margin
-from coar.quick_edit import NUM_REFERENCES, edit_examples, edit_misread, first_fixed
 from tests.contributions import make_attributions, make_experiment
 from tests.refused import refused
 

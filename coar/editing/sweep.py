@@ -1,8 +1,7 @@
-"""COAR-Edit: rank components -> sweep over sizes -> choose a size on held-out examples -> Edit.
+"""Sweep: ablate the first components of a ranking really, more and more of them, and choose how many.
 
-Four sets of examples play four parts and must not overlap: targets (whose outputs are to change),
-references (whose outputs are not), a holdout (which chooses the size), and whatever the caller
-reports on afterwards.
+Four sets of examples play four parts and must not overlap: targets (whose outputs are to change), references
+(whose outputs are not), a holdout (which chooses the size), and whatever the caller reports on afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 
 from coar.attributions import Attributions
 from coar.axes import Axis
-from coar.edit import Columns, Edit, positions_of
+from coar.editing.edit import Columns, Edit, positions_of
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 from coar.progress import progress_bar
@@ -76,8 +75,8 @@ class Ranking:
         """
         self.attributions.components.require_same(experiment.components, "attributions", "experiment")
         chosen = positions_of(self.attributions.columns, holdout, "holdout")
-        _require_disjoint(self.attributions.columns, chosen, "holdout", self.targets, "targets")
-        _require_disjoint(self.attributions.columns, chosen, "holdout", self.references, "references")
+        require_disjoint(self.attributions.columns, chosen, "holdout", self.targets, "targets")
+        require_disjoint(self.attributions.columns, chosen, "holdout", self.references, "references")
         steps = _sizes(sizes, len(self.order))
         output = self.attributions.output
         where = self.attributions.columns.locate(experiment.columns[output], "attributions", "experiment")
@@ -237,68 +236,15 @@ class Curve:
         )
 
 
-def rank_components(
-    attributions: Attributions,
-    targets: Columns,
-    references: Columns,
-    direction: Direction = "raise",
-    score: Literal["welch", "difference"] = "welch",
-) -> Ranking:
-    """Order components by how far ablating them moves the targets rather than the references.
-
-    Welch's t per component (COAR paper, section 5): (mean_T w - mean_R w) / sqrt(var_T/|T| + var_R/|R|)
-    with population variances; with one target its variance is 0 and the spread of the references
-    alone is the yardstick. Ablating the components of lowest t raises the targets' outputs.
-
-    Args:
-        attributions: of at least these columns.
-        targets: columns, by position or name.
-        references: columns that should not change; not targets.
-        direction: of the targets' outputs.
-        score: "welch", or "difference" of means, which needs no spread.
-
-    Raises:
-        EditError: overlapping or empty sets, or Welch's t with one target and one reference; or weights
-            that were pooled over examples, which shrinks what tells targets from references.
-    """
-    if attributions.provenance.get("pooled"):
-        raise EditError(
-            "pooled attributions are not for edits: examples were drawn towards each other",
-            expected="attributions of each example by itself",
-            got="pool=True",
-            todo="make them again without pooling",
-        )
-    if direction not in ("raise", "lower") or score not in ("welch", "difference"):
-        raise EditError(
-            "unknown ranking", expected="raise or lower, welch or difference", got=f"{direction}, {score}"
-        )
-    chosen = positions_of(attributions.columns, targets, "targets")
-    others = positions_of(attributions.columns, references, "references")
-    _require_disjoint(attributions.columns, chosen, "targets", others, "references")
-    scores = _scores(attributions.rows(chosen), attributions.rows(others), score)
-    order = np.argsort(scores if direction == "raise" else -scores, kind="stable")
-    return Ranking(order, scores, chosen, others, attributions, direction, score)
+def _sizes(sizes: Sequence[int], limit: int) -> tuple[int, ...]:
+    steps = sorted({0, *(int(size) for size in sizes)})
+    if steps[0] < 0 or steps[-1] > limit or len(steps) < 2:
+        raise EditError("sizes out of range", expected=f"at least one in 1 .. {limit}", got=list(sizes))
+    return tuple(steps)
 
 
-def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarray:
-    targets, references = targets.astype(np.float64), references.astype(np.float64)
-    difference = targets.mean(axis=0) - references.mean(axis=0)
-    if score == "difference":
-        return difference
-    if len(targets) == len(references) == 1:
-        raise EditError(
-            "Welch's t of one target and one reference is infinite: there is no spread to compare with",
-            expected="at least two references (20 or more are better)",
-            got="1 target, 1 reference",
-            todo='add references, or rank with score="difference"',
-        )
-    scale = np.sqrt(targets.var(axis=0) / len(targets) + references.var(axis=0) / len(references))
-    # A component that is 0 everywhere (never ablated, say) scores 0, not 0 / 0.
-    limit = np.where(difference == 0, 0.0, np.copysign(np.inf, difference))
-    return np.divide(difference, scale, out=limit, where=scale > 0)
-
-
-def _require_disjoint(axis: Axis, first: np.ndarray, one: str, second: np.ndarray, other: str) -> None:
+def require_disjoint(axis: Axis, first: np.ndarray, one: str, second: np.ndarray, other: str) -> None:
+    """Raise if two sets of columns share an example."""
     # By example, not by column: two tokens of one text do not make two examples.
     example = axis.fields.get("example", np.arange(len(axis)))
     both = first[np.isin(example[first], example[second])]
@@ -309,10 +255,3 @@ def _require_disjoint(axis: Axis, first: np.ndarray, one: str, second: np.ndarra
             got=f"{len(both)} in both, first {axis.names[both[0]]!r}",
             todo=f"take them out of the {other}",
         )
-
-
-def _sizes(sizes: Sequence[int], limit: int) -> tuple[int, ...]:
-    steps = sorted({0, *(int(size) for size in sizes)})
-    if steps[0] < 0 or steps[-1] > limit or len(steps) < 2:
-        raise EditError("sizes out of range", expected=f"at least one in 1 .. {limit}", got=list(sizes))
-    return tuple(steps)
