@@ -139,20 +139,37 @@ def add_blocks(
         for part, _, rows in parts:
             if masks:
                 masks.add(first, part, rows)
-        for start in range(
-            0, len(shift), COLUMNS
-        ):  # of a block's numbers one copy at a time, and of some columns
-            some = slice(start, start + COLUMNS)
-            values = torch.from_numpy(np.ascontiguousarray(block.outputs[:, some])).to(device)
-            whole = fixed_point(values, moved[some])
-            require_finite(whole, block, start)
-            for part, here, rows in parts:
-                outputs.add(first, part, rows, whole if part == ALL else whole[here], some)
+        _add_outputs(outputs, block, first, parts, moved)
         for part, _, rows in parts:
             outputs.count(first, part, len(rows))
         del block, kept, parts, rows  # before the next is read: one block in memory, not two
         for chain in chains:  # and before sums are written: these are not there with a block, either
             chain.advance(first + BLOCK_ROWS)
+
+
+def _add_outputs(
+    outputs: Chain,
+    block: RowBlock,
+    first: int,
+    parts: Sequence[tuple[str, torch.Tensor, torch.Tensor]],
+    shift: torch.Tensor,
+) -> None:
+    """Add outputs of a block, some columns at a time: whole numbers of all of them would be another block.
+
+    Args:
+        outputs: of `OutputSums`.
+        block: the rows.
+        first: row that the block begins at.
+        parts: their names, where their rows are, and masks.
+        shift: [columns].
+    """
+    for start in range(0, len(shift), COLUMNS):
+        some = slice(start, start + COLUMNS)
+        values = torch.from_numpy(np.ascontiguousarray(block.outputs[:, some])).to(shift.device)
+        whole = fixed_point(values, shift[some])
+        require_finite(whole, block, start)
+        for part, here, rows in parts:
+            outputs.add(first, part, rows, whole if part == ALL else whole[here], some)
 
 
 def parts_of(rows: np.ndarray, held_out: int) -> Iterator[tuple[str, torch.Tensor]]:
