@@ -2,59 +2,29 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from coar.attributions import Attributions
 from coar.axes import Axis
 from coar.components import ComponentSet
-from coar.errors import EditError, StoreError
+from coar.editing.columns import Columns, positions_of
+from coar.editing.edit_files import plain_scores, read_edit, write_edit
+from coar.editing.effect import Effect
+from coar.editing.in_place import ablate_in_place, applied_to, restore_in_place
+from coar.errors import EditError
 from coar.experiments.ablation import ComponentAblation
 from coar.experiments.base import Experiment
-from coar.files import read_json, require_format, require_keys, write_json_once
 from coar.fingerprints import model_fingerprint
 from coar.gates import Bias, Means, Value, ablated_copy, pick_means
 from coar.rows import require_output
 from coar.work import require_storable
-
-FORMAT = 1
-Columns = Sequence[int | str] | np.ndarray
-_KEYS: dict[str, type | tuple[type, ...]] = {
-    "names": list,
-    "components": list,
-    "bias": str,
-    "value": (str, int, float),
-    "source": dict,
-    "scores": list,
-    "provenance": dict,
-}
-
-
-@dataclass(frozen=True, repr=False)
-class Effect:
-    """Outputs of some columns before and after an edit, float32 [columns]."""
-
-    before: np.ndarray
-    after: np.ndarray
-
-    def __repr__(self) -> str:
-        change = f"{self.before.mean():+.2f} -> {self.after.mean():+.2f}"
-        return f"Effect(mean {change} over {len(self.before)} columns)"
-
-    @property
-    def accuracy_before(self) -> float:
-        """Share of positive outputs (margins: of right predictions) before."""
-        return float((self.before > 0).mean())
-
-    @property
-    def accuracy_after(self) -> float:
-        """Share of positive outputs after."""
-        return float((self.after > 0).mean())
 
 
 @dataclass(frozen=True)
@@ -108,80 +78,170 @@ class Edit:
         Raises:
             EditError: another model than the one that the edit was made for.
         """
-        components = self._require_components()
-        found = model_fingerprint(model)
-        if found != self.source.get("model"):
-            raise EditError(
-                "the edit was made for another model",
-                expected=f"model {str(self.source.get('model'))[:12]}",
-                got=f"model {found[:12]}",
-                todo="make the edit from this model's own attributions",
-            )
+        components = self._require_model(model)
         keep = np.zeros(len(components), dtype=bool)
         return ablated_copy(model, components, keep, self.bias, self.value, self.means)
 
-    def effect(self, experiment: Experiment, columns: Columns, output: str) -> Effect:
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Ablate the components in the model itself; `undo_` restores every bit.
+
+        What is overwritten is kept in this process for as long as the model lives. Parameters stay the
+        same objects. One edit at a time: two are joined with `+`.
+
+        Returns:
+            The model.
+
+        Raises:
+            EditError: another model than the one that the edit was made for, or an edited one.
+        """
+        components = self._require_model(model)
+        ablate_in_place(model, components, self.bias, self.value, self.means)
+        return model
+
+    def undo_(self, model: nn.Module) -> nn.Module:
+        """Restore what `apply_` overwrote in this very model, bit for bit.
+
+        Returns:
+            The model.
+
+        Raises:
+            EditError: this edit is not applied to this model, or its edited weights have changed since.
+        """
+        restore_in_place(model, self._require_components(), self.bias, self.value)
+        return model
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """`with edit.applied(model):` applies in place, and undoes at the end, also after an error."""
+        self.apply_(model)
+        try:
+            yield model
+        finally:
+            self.undo_(model)
+
+    def compose(self, other: Edit) -> Edit:
+        """One edit that ablates the components of both, also written `edit + other`.
+
+        The other's components come after this one's; one that is in both keeps this one's score.
+        `provenance["parts"]` has names, scores and provenance of each.
+
+        Raises:
+            EditError: edits of different models, sets of components or ways of ablating.
+        """
+        return compose(self, other)
+
+    def __add__(self, other: Edit) -> Edit:
+        return compose(self, other) if isinstance(other, Edit) else NotImplemented
+
+    def predicted(self, attributions: Attributions, columns: Columns) -> np.ndarray:
+        """Change of outputs that the linear models expect of this edit; no model is run.
+
+        Args:
+            attributions: of the same model, ablated in the same way.
+            columns: of the attributions, by position or name.
+
+        Returns:
+            float64 [columns], in output units: minus the sum of the components' weights.
+
+        Raises:
+            EditError: attributions of another model, other components or another way of ablating.
+        """
+        self._require_axis(attributions.components, "attributions")
+        where = [attributions.components.positions[name] for name in self.names]
+        chosen = positions_of(attributions.columns, columns, "columns")
+        return -attributions.rows(chosen)[:, where].astype(np.float64).sum(axis=1)
+
+    def effect(
+        self,
+        experiment: Experiment,
+        columns: Columns,
+        output: str,
+        attributions: Attributions | None = None,
+    ) -> Effect:
         """Outputs of some columns of the experiment before and after.
+
+        Args:
+            experiment: the one that the edit was made with.
+            columns: of the experiment, by position or name.
+            output: which one.
+            attributions: of that output and these columns; they give the predicted outputs.
 
         Raises:
             EditError: an experiment with another model, other components or another way of ablating.
         """
-        self._require_experiment(experiment)
+        self._require_axis(experiment.components, "experiment")
         keep = np.ones((2, len(experiment.components)), dtype=bool)
         keep[1, [experiment.components.positions[name] for name in self.names]] = False
         axis = experiment.columns[require_output(output, list(experiment.columns))]
         chosen = positions_of(axis, columns, "columns")
+        change = None if attributions is None else self._change(attributions, axis.subset(chosen), output)
         values = experiment.prepare(experiment.device)(keep)[output]
         for number, row in enumerate(values):
             require_storable(row, number, output, axis.names)
-        return Effect(*values[:, chosen])
+        before, after = values[:, chosen]
+        return Effect(before, after, None if change is None else before + change)
+
+    def _change(self, attributions: Attributions, axis: Axis, output: str) -> np.ndarray:
+        if attributions.output != output:
+            raise EditError(
+                "the attributions are of another output", expected=output, got=attributions.output
+            )
+        return self.predicted(attributions, axis.locate(attributions.columns, "effect", "attributions"))
 
     def save(self, path: str | Path) -> Path:
         """Write a JSON file; an equal one may be there already."""
-        value = {
-            "format": FORMAT,
-            "names": list(self.names),
-            "components": [] if self.components is None else self.components.to_json(),
-            "bias": self.bias,
-            "value": self.value,
-            "source": dict(self.source),
-            "scores": [score if np.isfinite(score) else str(score) for score in self.scores],
-            "provenance": dict(self.provenance),
-        }
-        if self.means is not None:
-            value["means"] = {name: entries.tolist() for name, entries in self.means.items()}
-        write_json_once(Path(path), value)
+        write_edit(
+            Path(path),
+            {
+                "names": list(self.names),
+                "components": [] if self.components is None else self.components.to_json(),
+                "bias": self.bias,
+                "value": self.value,
+                "source": dict(self.source),
+                "scores": plain_scores(self.scores),
+                "provenance": dict(self.provenance),
+            },
+            self.means,
+        )
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
         """Read a file written by `save`."""
-        value = require_keys(read_json(Path(path), "saved edit"), {"format": int}, Path(path))
-        require_format(value["format"], FORMAT, path)
-        require_keys(value, _KEYS, Path(path))
-        components = ComponentSet.from_json(value["components"], str(path)) if value["components"] else None
-        found = tuple(group.name for group in components) if components else tuple(value["names"])
-        if found != tuple(value["names"]):
-            raise StoreError(f"{path} is damaged: names and components differ", got=value["names"])
-        try:
-            scores = tuple(float(score) for score in value["scores"])
-        except (TypeError, ValueError) as error:
-            raise StoreError(f"{path} is damaged: scores are not numbers", got=str(error)[:200]) from None
-        means = {name: np.array(entries) for name, entries in value.get("means", {}).items()} or None
-        convention = value["bias"], value["value"]
-        return cls(found, components, *convention, value["source"], scores, value["provenance"], means)
+        return cls(**read_edit(Path(path)))
 
-    def _require_experiment(self, experiment: Experiment) -> None:
-        found = experiment.components.source
-        unlike = [key for key in self.source if key != "slices" and self.source[key] != found.get(key)]
-        missing = [name for name in self.names if name not in experiment.components.positions]
+    def _require_model(self, model: nn.Module) -> ComponentSet:
+        """Components of this edit; `EditError` unless the model is the untouched one it was made for."""
+        components = self._require_components()
+        found = model_fingerprint(model)
+        if found == self.source.get("model"):
+            return components
+        before = applied_to(model)
+        if before is not None:
+            raise EditError(
+                "an edit is applied to this model already",
+                expected="an untouched model",
+                got=f"a model with {before.names} ablated",
+                todo="undo_ that one first, or apply the sum of both edits",
+            )
+        raise EditError(
+            "the edit was made for another model",
+            expected=f"model {str(self.source.get('model'))[:12]}",
+            got=f"model {found[:12]}",
+            todo="make the edit from this model's own attributions",
+        )
+
+    def _require_axis(self, axis: Axis, what: str) -> None:
+        """`EditError` unless an experiment's or attributions' components are those of this edit's source."""
+        unlike = [key for key in self.source if key != "slices" and self.source[key] != axis.source.get(key)]
+        missing = [name for name in self.names if name not in axis.positions]
         if unlike or missing:
             key = unlike[0] if unlike else "component"
             raise EditError(
-                f"the edit was made for another experiment: {key} differs",
+                f"the edit was made for {'other' if what.endswith('s') else 'another'} {what}: {key} differs",
                 expected=f"{key} {str(self.source[key])[:60] if unlike else missing[0]}",
-                got=f"{key} {str(found.get(key))[:60]}" if unlike else "no component of this name",
-                todo="use the experiment that the edit was made with",
+                got=f"{key} {str(axis.source.get(key))[:60]}" if unlike else "no component of this name",
+                todo=f"use the {what} that the edit was made with",
             )
 
     def _require_components(self) -> ComponentSet:
@@ -194,25 +254,43 @@ class Edit:
         return self.components
 
 
-def positions_of(axis: Axis, columns: Columns, what: str) -> np.ndarray:
-    """Positions, int64, of columns given by position or name; each once, at least one."""
-    if isinstance(columns, str | int):  # a text would be read letter by letter
-        raise EditError(f"{what} are a list", expected=f"[{columns!r}]", got=repr(columns))
-    found = [_position(axis, column) for column in columns]
-    bad = [c for c, position in zip(columns, found, strict=True) if not 0 <= position < len(axis)]
-    if bad or not found or len(set(found)) != len(found):
-        known = f"0 .. {len(axis) - 1}, or names such as {axis.names[0]!r}"
-        got = f"unknown: {bad[0]!r}" if bad else "none" if not found else "one of them twice"
+def compose(first: Edit, second: Edit) -> Edit:
+    """See `Edit.compose`."""
+    _require_alike(first, second)
+    new = [i for i, name in enumerate(second.names) if name not in first.names]
+    components = None
+    if first.components is not None and second.components is not None:
+        groups = (*first.components.groups, *(second.components.groups[i] for i in new))
+        components = ComponentSet(groups, overlap=first.components.overlap or second.components.overlap)
+    scored = len(first.scores) == len(first.names) and len(second.scores) == len(second.names)
+    return replace(
+        first,
+        names=(*first.names, *(second.names[i] for i in new)),
+        components=components,
+        scores=(*first.scores, *(second.scores[i] for i in new)) if scored else (),
+        provenance={"parts": [*_parts(first), *_parts(second)]},
+        means=None if first.means is None else {**(second.means or {}), **first.means},
+    )
+
+
+def _parts(edit: Edit) -> list[dict[str, Any]]:
+    """What an edit was composed of; itself if of nothing."""
+    itself = {
+        "names": list(edit.names),
+        "scores": plain_scores(edit.scores),
+        "provenance": dict(edit.provenance),
+    }
+    return list(edit.provenance.get("parts", [itself]))
+
+
+def _require_alike(first: Edit, second: Edit) -> None:
+    ours, theirs = (dict(e.source) | {"bias": e.bias, "value": str(e.value)} for e in (first, second))
+    unlike = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if unlike:
+        key = unlike[0]
         raise EditError(
-            f"{what} are not columns of the attributions", expected=f"one or more of {known}", got=got
+            f"two edits of different things cannot be one: {key} differs",
+            expected=f"{key} {str(ours.get(key))[:60]}",
+            got=f"{key} {str(theirs.get(key))[:60]}",
+            todo="make both from one experiment; sets of components are joined with +",
         )
-    return np.array(found, dtype=np.int64)
-
-
-def _position(axis: Axis, column: Any) -> int:
-    if isinstance(column, str):
-        return axis.positions.get(column, -1)
-    try:
-        return operator.index(column)
-    except TypeError:  # 1.9 is no column
-        return -1

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from coar.attributions import Attributions
-from coar.editing.edit import Columns, Edit, Effect, positions_of
+from coar.editing.columns import Columns, positions_of
+from coar.editing.edit import Edit
+from coar.editing.effect import Effect
+from coar.editing.protection import Protect
 from coar.editing.ranking import rank_components
 from coar.editing.sweep import Curve, Direction
 from coar.errors import EditError
@@ -40,7 +43,7 @@ class EditResult:
         points = 100 * (self.report.accuracy_after - self.report.accuracy_before)
         expected = self.edit.provenance["target_output_predicted"]
         return (
-            f"ablating {len(self.edit.names)} of {len(self.curve.ranking.order)} components: "
+            f"ablating {len(self.edit.names)} of {len(self.curve.ranking.scores)} components: "
             f"{', '.join(self.edit.names)}\n"
             f"  margin    {self.targets.before.mean():+.2f} before, {self.targets.after.mean():+.2f} after "
             f"(the linear models expected {expected:+.2f})\n"
@@ -58,6 +61,8 @@ def edit_examples(
     max_accuracy_drop: float = 0.01,
     sizes: Sequence[int] | None = None,
     seed: int = 0,
+    protect: Protect | None = None,
+    protect_components: Sequence[str] = (),
     progress: bool = False,
 ) -> EditResult:
     """Rank, sweep, choose and judge, on disjoint examples.
@@ -73,6 +78,8 @@ def edit_examples(
         max_accuracy_drop: on the half that chooses.
         sizes: numbers of components to try; default up to 12, or as many as there are.
         seed: of the split.
+        protect: subpopulations for which the guard holds as well; see `Curve.choose`.
+        protect_components: patterns of components that are never ablated; see `rank_components`.
         progress: show a bar.
 
     Raises:
@@ -91,11 +98,11 @@ def edit_examples(
             todo="choose another target, or the other direction",
         )
     references, holdout, report = _split(untouched, chosen, seed)
-    ranking = rank_components(attributions, chosen, references, direction)
+    ranking = rank_components(attributions, chosen, references, direction, protect=protect_components)
     steps = [size for size in SIZES if size <= len(ranking.order)] if sizes is None else sizes
-    curve = ranking.sweep(experiment, steps, holdout, progress=progress)
+    curve = ranking.sweep(experiment, steps, holdout, protect=protect, progress=progress)
     edit = curve.choose(max_accuracy_drop)
-    effect = edit.effect(experiment, where[chosen], output)
+    effect = edit.effect(experiment, where[chosen], output, attributions)
     if _done(effect.after, direction) <= _done(effect.before, direction):
         raise EditError(
             "no size of this edit moves a target across 0 within the guard; nothing was applied",
@@ -103,7 +110,8 @@ def edit_examples(
             got=f"target margin {effect.before.mean():+.2f} before, {effect.after.mean():+.2f} after at best",
             todo="allow a larger drop, or use attributions from more rows",
         )
-    return EditResult(edit, curve, effect, edit.effect(experiment, where[report], output))
+    report_effect = edit.effect(experiment, where[report], output, attributions)
+    return EditResult(edit, curve, effect, report_effect)
 
 
 def edit_misread(

@@ -1,14 +1,16 @@
-"""rank_components: components in the order in which to ablate them."""
+"""Ranking: components in the order in which to ablate them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from coar.attributions import Attributions
-from coar.editing.edit import Columns, positions_of
-from coar.editing.sweep import Direction, Ranking, require_disjoint
+from coar.editing.columns import Columns, positions_of, require_disjoint
+from coar.editing.protection import protected_components
+from coar.editing.sweep import Direction, Ranking
 from coar.errors import EditError
 
 
@@ -18,12 +20,15 @@ def rank_components(
     references: Columns,
     direction: Direction = "raise",
     score: Literal["welch", "difference"] = "welch",
+    protect: Sequence[str] = (),
 ) -> Ranking:
     """Order components by how far ablating them moves the targets rather than the references.
 
     Welch's t per component (COAR paper, section 5): (mean_T w - mean_R w) / sqrt(var_T/|T| + var_R/|R|)
-    with population variances; with one target its variance is 0 and the spread of the references
-    alone is the yardstick. Ablating the components of lowest t raises the targets' outputs.
+    with population variances. A single target has no variance: var_T is 0 and the reference spread alone is
+    in the denominator, so that t says how far the target lies from the references, not how surely targets
+    do (and the other way round with a single reference). `Ranking.spread` and the provenance of an edit say
+    which spread was used. Ablating the components of lowest t raises the targets' outputs.
 
     Args:
         attributions: of at least these columns.
@@ -31,10 +36,20 @@ def rank_components(
         references: columns that should not change; not targets.
         direction: of the targets' outputs.
         score: "welch", or "difference" of means, which needs no spread.
+        protect: components that are never ablated: names, or patterns (`*`, `?`, `[...]`) for names of
+            components or of their groups, such as "layer4.*".
 
     Raises:
         EditError: overlapping or empty sets, or Welch's t with one target and one reference; or weights
-            that were pooled over examples, which shrinks what tells targets from references.
+            that were pooled over examples, which shrinks what tells targets from references; or a
+            pattern that matches no component.
+
+    >>> from coar.axes import Axis
+    >>> axes = Axis("components", ["a", "b", "c"], {}), Axis("columns", ["0", "1", "2"], {})
+    >>> weights = np.array([[-4.0, -2.0, 1.0], [0.1, 0.2, 0.3], [0.3, 0.1, 0.2]])
+    >>> attributions = Attributions(weights, np.zeros(3), *axes, output="margin")
+    >>> rank_components(attributions, [0], [1, 2], protect=["a"])
+    Ranking(2 components by welch, reference spread in the denominator, 1 protected, first b)
     """
     if attributions.provenance.get("pooled"):
         raise EditError(
@@ -50,9 +65,11 @@ def rank_components(
     chosen = positions_of(attributions.columns, targets, "targets")
     others = positions_of(attributions.columns, references, "references")
     require_disjoint(attributions.columns, chosen, "targets", others, "references")
+    protected = protected_components(attributions.components, protect)
     scores = _scores(attributions.rows(chosen), attributions.rows(others), score)
     order = np.argsort(scores if direction == "raise" else -scores, kind="stable")
-    return Ranking(order, scores, chosen, others, attributions, direction, score)
+    allowed = order[~protected[order]]
+    return Ranking(allowed, scores, chosen, others, attributions, direction, score, tuple(protect))
 
 
 def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarray:

@@ -6,15 +6,18 @@ Four sets of examples play four parts and must not overlap: targets (whose outpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from coar.attributions import Attributions
 from coar.axes import Axis
-from coar.editing.edit import Columns, Edit, positions_of
+from coar.editing.choice import OVERALL, Sizes
+from coar.editing.columns import Columns, positions_in, require_disjoint
+from coar.editing.edit import Edit
+from coar.editing.protection import Protect, protected_groups
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 from coar.progress import progress_bar
@@ -31,11 +34,14 @@ class Ranking:
     """Components in the order in which to ablate them.
 
     Attributes:
-        order: int64 [components], first the one to ablate first.
+        order: int64 [components that are not protected], first the one to ablate first.
         scores: float64 [components]; the lowest (to raise) or highest (to lower) come first.
         targets: positions of the target columns in the attributions.
         references: positions of the reference columns.
         attributions: what was ranked.
+        direction: "raise" or "lower".
+        score: "welch" or "difference".
+        protected: patterns of components that are never ablated.
     """
 
     order: np.ndarray
@@ -45,10 +51,24 @@ class Ranking:
     attributions: Attributions
     direction: Direction
     score: str
+    protected: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         first = self.attributions.components.names[self.order[0]]
-        return f"Ranking({len(self.order)} components by {self.score}, first {first})"
+        kept = len(self.scores) - len(self.order)
+        said = [f"{len(self.order)} components by {self.score}"]
+        said += [f"{self.spread} in the denominator"] if self.score == "welch" else []
+        said += [f"{kept} protected"] if kept else []
+        return f"Ranking({', '.join(said)}, first {first})"
+
+    @property
+    def spread(self) -> str:
+        """Whose spread is the yardstick of Welch's t: a single target, or reference, has none."""
+        if self.score != "welch":
+            return "none"
+        if len(self.targets) == 1:
+            return "reference spread"
+        return "target spread" if len(self.references) == 1 else "target and reference spread"
 
     def table(self, count: int = 20) -> pandas.DataFrame:
         """The first components: component, group, score."""
@@ -60,39 +80,57 @@ class Ranking:
         return pandas.DataFrame({"component": names, "group": groups[first], "score": self.scores[first]})
 
     def sweep(
-        self, experiment: Experiment, sizes: Sequence[int], holdout: Columns, *, progress: bool = True
+        self,
+        experiment: Experiment,
+        sizes: Sequence[int],
+        holdout: Columns,
+        *,
+        protect: Protect | None = None,
+        progress: bool = True,
     ) -> Curve:
         """Really ablate the first `size` components, for each size, and read all outputs.
 
         Args:
             experiment: the one that the attributions are of.
             sizes: numbers of components; 0 is always included.
-            holdout: columns that choose the size; neither targets nor references.
+            holdout: columns that choose the size; neither targets nor references. By name, any of the
+                experiment's; by position, those of the attributions.
+            protect: subpopulations that the choice must not harm, see `Curve.protecting`.
             progress: show a bar.
 
         Raises:
             EditError: the holdout overlaps targets or references, or a size is out of range.
         """
-        self.attributions.components.require_same(experiment.components, "attributions", "experiment")
-        chosen = positions_of(self.attributions.columns, holdout, "holdout")
-        require_disjoint(self.attributions.columns, chosen, "holdout", self.targets, "targets")
-        require_disjoint(self.attributions.columns, chosen, "holdout", self.references, "references")
+        ours, output = self.attributions, self.attributions.output
+        ours.components.require_same(experiment.components, "attributions", "experiment")
+        axis = experiment.columns[output]
+        where = ours.columns.locate(axis, "attributions", "experiment")
+        chosen = positions_in(axis, ours.columns, where, holdout, "holdout")
+        require_disjoint(axis, chosen, "holdout", where[self.targets], "targets")
+        require_disjoint(axis, chosen, "holdout", where[self.references], "references")
         steps = _sizes(sizes, len(self.order))
+        groups = protected_groups(experiment, axis, chosen, protect)
+        outputs = self._outputs(experiment, steps, axis, progress)
+        return Curve(self, experiment, steps, chosen, outputs, where, groups)
+
+    def _outputs(
+        self, experiment: Experiment, steps: Sequence[int], axis: Axis, progress: bool
+    ) -> np.ndarray:
+        """All outputs of the experiment per size, [sizes, columns]."""
         output = self.attributions.output
-        where = self.attributions.columns.locate(experiment.columns[output], "attributions", "experiment")
         runner = experiment.prepare(experiment.device)
         outputs = []
         with progress_bar(len(steps), "sweep over edit sizes", progress) as bar:
             for size in steps:
                 values = runner(self.mask(size)[None])[output][0]
-                require_storable(values, size, output, experiment.columns[output].names)
-                outputs.append(values[where])
+                require_storable(values, size, output, axis.names)
+                outputs.append(values)
                 bar.update(1)
-        return Curve(self, experiment, steps, chosen, np.stack(outputs))
+        return np.stack(outputs)
 
     def mask(self, size: int) -> np.ndarray:
         """Keep mask, bool [components], with the first `size` components ablated."""
-        keep = np.ones(len(self.order), dtype=bool)
+        keep = np.ones(len(self.scores), dtype=bool)
         keep[self.order[:size]] = False
         return keep
 
@@ -103,8 +141,10 @@ class Curve:
 
     Attributes:
         sizes: increasing, starting with 0.
-        holdout: positions of the columns that choose.
-        outputs: float32 [sizes, columns].
+        holdout: positions, in the experiment's columns, of those that choose.
+        outputs: float32 [sizes, columns of the experiment].
+        where: positions in the experiment's columns of all columns of the attributions.
+        groups: holdout columns of every protected subpopulation, by name.
     """
 
     ranking: Ranking
@@ -112,44 +152,77 @@ class Curve:
     sizes: tuple[int, ...]
     holdout: np.ndarray
     outputs: np.ndarray
+    where: np.ndarray
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Curve(sizes {', '.join(map(str, self.sizes))}; see .table)"
+        protected = f"; protects {', '.join(self.groups)}" if self.groups else ""
+        return f"Curve(sizes {', '.join(map(str, self.sizes))}{protected}; see .table)"
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Positions of the targets in the experiment's columns."""
+        return self.where[self.ranking.targets]
 
     @property
     def has_accuracy(self) -> bool:
         """Whether the sign of the output says if a prediction is right."""
         return self.ranking.attributions.output in self.experiment.accuracy_outputs
 
-    def accuracy(self, columns: np.ndarray) -> np.ndarray:
+    def accuracy(self, columns: np.ndarray | slice) -> np.ndarray:
         """Share of columns with a positive output, per size; NaN where the sign has no meaning."""
         share = (self.outputs[:, columns] > 0).mean(axis=1)
         return share if self.has_accuracy else np.full(len(self.sizes), np.nan)
 
     @property
     def table(self) -> pandas.DataFrame:
-        """Per size: mean output and accuracy of targets, references and holdout, and the predicted effect."""
+        """Per size: mean output and accuracy of targets, references, holdout and overall, predicted effect.
+
+        "overall" is every column of the experiment. Each protected group has the accuracy of its holdout
+        columns beside them, under a name such as "label=3_accuracy".
+        """
         import pandas
 
         columns: dict[str, Any] = {"size": list(self.sizes)}
-        parts = {
-            "target": self.ranking.targets,
-            "reference": self.ranking.references,
+        parts: dict[str, Any] = {
+            "target": self.targets,
+            "reference": self.where[self.ranking.references],
             "holdout": self.holdout,
+            "overall": slice(None),
         }
         for name, part in parts.items():
             columns[f"{name}_output"] = self.outputs[:, part].mean(axis=1)
             columns[f"{name}_accuracy"] = self.accuracy(part)
         columns["target_predicted"] = self._predicted()
-        return pandas.DataFrame(columns)
+        groups = {f"{name}_accuracy": self.accuracy(part) for name, part in self.groups.items()}
+        return pandas.DataFrame(columns | groups)
 
     def _predicted(self) -> np.ndarray:
         """Mean target output that the linear models expect, starting from the untouched output."""
         weights = self.ranking.attributions.rows(self.ranking.targets).mean(axis=0)
         removed = np.stack([~self.ranking.mask(size) for size in self.sizes])
-        return self.outputs[0, self.ranking.targets].mean() - removed @ weights.astype(np.float64)
+        return self.outputs[0, self.targets].mean() - removed @ weights.astype(np.float64)
 
-    def choose(self, max_accuracy_drop: float = 0.005, max_size: int | None = None) -> Edit:
+    def protecting(self, protect: Protect | None) -> Curve:
+        """The same curve with more protected subpopulations: columns of the table, and guards of the choice.
+
+        Args:
+            protect: a column of the task's metadata, or a list of them: every value that it has; or
+                `{"label": [3, 5]}`: these values.
+
+        Raises:
+            EditError: no such column or value, or no holdout example of a group.
+        """
+        axis = self.experiment.columns[self.ranking.attributions.output]
+        groups = protected_groups(self.experiment, axis, self.holdout, protect)
+        return replace(self, groups={**self.groups, **groups})
+
+    def choose(
+        self,
+        max_accuracy_drop: float = 0.005,
+        max_size: int | None = None,
+        protect: Protect | None = None,
+    ) -> Edit:
         """The size that does most for the targets while the holdout keeps its accuracy.
 
         Most targets moved to the wanted side of 0 come first, then the smallest size; where no target
@@ -158,82 +231,54 @@ class Curve:
         Args:
             max_accuracy_drop: on the holdout, as a fraction (0.005 = half a point).
             max_size: at most so many components.
+            protect: subpopulations for which the guard holds as well, each by itself; see `protecting`.
 
         Raises:
             EditError: no size meets the guard and changes the targets; says the best that could be done.
                 Or the output's sign does not say whether a prediction is right.
         """
-        if not 0 <= max_accuracy_drop <= 1:
-            raise EditError(
-                "max_accuracy_drop is a fraction",
-                expected="0 to 1; 0.005 is half a point",
-                got=max_accuracy_drop,
-            )
         if not self.has_accuracy:
             raise EditError(
                 f"output {self.ranking.attributions.output!r} does not say whether a prediction is right",
                 expected="an output whose sign does, such as coar.outputs.margin",
                 todo="make attributions of the margin",
             )
-        accuracy = self.accuracy(self.holdout)
-        drop = accuracy[0] - accuracy
-        gain = self._gain()
-        largest = self.sizes[-1] if max_size is None else max_size
-        allowed = (drop <= max_accuracy_drop + 1e-12) & (np.array(self.sizes) <= largest)
-        useful = allowed & (gain > gain[0])
-        if not useful.any():
-            raise self._cannot(gain, drop, max_accuracy_drop, max_size)
-        candidates = np.flatnonzero(useful)
-        done = self._done()
-        best = candidates[np.lexsort((np.array(self.sizes)[candidates], -done[candidates]))[0]]
-        if done[best] <= done[0]:  # no target crosses 0: take the largest change instead
-            best = candidates[np.argmax(gain[candidates])]
-        return self._edit(int(best), float(drop[best]))
+        curve = self.protecting(protect)
+        sizes = curve._effects()
+        step = sizes.best(max_accuracy_drop, max_size)
+        return curve._edit(step, {name: float(drop[step]) for name, drop in sizes.drops.items()})
 
-    def _gain(self) -> np.ndarray:
-        """Mean change of the target outputs in the wanted direction, per size."""
-        change = (
-            self.outputs[:, self.ranking.targets].mean(axis=1) - self.outputs[0, self.ranking.targets].mean()
-        )
-        return change if self.ranking.direction == "raise" else -change
+    def _effects(self) -> Sizes:
+        outputs = self.outputs[:, self.targets]
+        change, right = outputs.mean(axis=1) - outputs[0].mean(), outputs > 0
+        raised = self.ranking.direction == "raise"
+        accuracy = {
+            name: self.accuracy(part) for name, part in {OVERALL: self.holdout, **self.groups}.items()
+        }
+        drops = {name: share[0] - share for name, share in accuracy.items()}
+        done = (right if raised else ~right).mean(axis=1)
+        return Sizes(np.array(self.sizes), change if raised else -change, done, drops)
 
-    def _done(self) -> np.ndarray:
-        """Share of targets on the wanted side of 0, per size."""
-        positive = self.outputs[:, self.ranking.targets] > 0
-        return (positive if self.ranking.direction == "raise" else ~positive).mean(axis=1)
-
-    def _cannot(self, gain: np.ndarray, drop: np.ndarray, limit: float, max_size: int | None) -> EditError:
-        best = 1 + int(np.argmax(gain[1:]))  # size 0 is no edit
-        return EditError(
-            "no size of this edit moves the targets within the guard; nothing was applied",
-            expected=f"holdout accuracy down by at most {limit:.2%}"
-            + ("" if max_size is None else f", size <= {max_size}"),
-            got=f"best for the targets: {self.sizes[best]} components, outputs {gain[best]:+.2f}, "
-            f"holdout accuracy down {drop[best]:.2%}",
-            todo="allow a larger drop, try smaller sizes, or give more references",
-        )
-
-    def _edit(self, step: int, drop: float) -> Edit:
+    def _edit(self, step: int, drops: Mapping[str, float]) -> Edit:
         ranking, size = self.ranking, self.sizes[step]
+        names = ranking.attributions.columns.names
         indices = [int(i) for i in ranking.order[:size]]
-        row = self.table.iloc[step]
-        return Edit.of(
-            self.experiment,
-            indices,
-            scores=[float(ranking.scores[i]) for i in indices],
-            provenance={
-                "direction": ranking.direction,
-                "score": ranking.score,
-                "output": ranking.attributions.output,
-                "attributions": ranking.attributions.provenance,
-                "targets": [ranking.attributions.columns.names[i] for i in ranking.targets],
-                "references": [ranking.attributions.columns.names[i] for i in ranking.references],
-                "target_output_before": float(self.outputs[0, ranking.targets].mean()),
-                "target_output_after": float(row.target_output),
-                "target_output_predicted": float(row.target_predicted),
-                "holdout_accuracy_drop": drop,
-            },
-        )
+        provenance = {
+            "direction": ranking.direction,
+            "score": ranking.score,
+            "spread": ranking.spread,
+            "output": ranking.attributions.output,
+            "attributions": ranking.attributions.provenance,
+            "targets": [names[i] for i in ranking.targets],
+            "references": [names[i] for i in ranking.references],
+            "target_output_before": float(self.outputs[0, self.targets].mean()),
+            "target_output_after": float(self.outputs[step, self.targets].mean()),
+            "target_output_predicted": float(self._predicted()[step]),
+            "holdout_accuracy_drop": drops[OVERALL],
+            "protected_components": list(ranking.protected),
+            "protected_accuracy_drops": {name: drop for name, drop in drops.items() if name != OVERALL},
+        }
+        return Edit.of(self.experiment, indices, [float(ranking.scores[i]) for i in indices], provenance)
 
 
 def _sizes(sizes: Sequence[int], limit: int) -> tuple[int, ...]:
@@ -241,17 +286,3 @@ def _sizes(sizes: Sequence[int], limit: int) -> tuple[int, ...]:
     if steps[0] < 0 or steps[-1] > limit or len(steps) < 2:
         raise EditError("sizes out of range", expected=f"at least one in 1 .. {limit}", got=list(sizes))
     return tuple(steps)
-
-
-def require_disjoint(axis: Axis, first: np.ndarray, one: str, second: np.ndarray, other: str) -> None:
-    """Raise if two sets of columns share an example."""
-    # By example, not by column: two tokens of one text do not make two examples.
-    example = axis.fields.get("example", np.arange(len(axis)))
-    both = first[np.isin(example[first], example[second])]
-    if len(both):
-        raise EditError(
-            f"{one} and {other} overlap",
-            expected="disjoint examples, so that nothing is chosen and judged on the same ones",
-            got=f"{len(both)} in both, first {axis.names[both[0]]!r}",
-            todo=f"take them out of the {other}",
-        )

@@ -1,0 +1,94 @@
+"""Choice: which size of an edit does most for its targets within its guard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from coar.errors import EditError
+
+OVERALL = "holdout"
+_EXACT = 1e-12  # a drop of exactly the limit is allowed, however its digits end
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What every size of an edit does.
+
+    Attributes:
+        sizes: int [sizes], increasing, starting with 0.
+        gain: change of the targets' mean output in the wanted direction, [sizes].
+        done: share of targets on the wanted side of 0, [sizes].
+        drops: accuracy lost, [sizes], of the whole holdout and of every protected group of it.
+    """
+
+    sizes: np.ndarray
+    gain: np.ndarray
+    done: np.ndarray
+    drops: Mapping[str, np.ndarray]
+
+    def best(self, max_accuracy_drop: float, max_size: int | None) -> int:
+        """Position of the size to choose.
+
+        Most targets on the wanted side of 0 come first, then the smallest size; where no target crosses
+        0, the largest change of the targets' mean output.
+
+        Args:
+            max_accuracy_drop: of the whole holdout and of every group, as a fraction.
+            max_size: at most so many components.
+
+        Raises:
+            EditError: no size meets the guard and changes the targets; says the best that could be done.
+        """
+        if not 0 <= max_accuracy_drop <= 1:
+            raise EditError(
+                "max_accuracy_drop is a fraction",
+                expected="0 to 1; 0.005 is half a point",
+                got=max_accuracy_drop,
+            )
+        largest = self.sizes[-1] if max_size is None else max_size
+        allowed = (self.worst <= max_accuracy_drop + _EXACT) & (self.sizes <= largest)
+        candidates = np.flatnonzero(allowed & (self.gain > 0))
+        if not len(candidates):
+            raise self._cannot(max_accuracy_drop, max_size)
+        best = candidates[np.lexsort((self.sizes[candidates], -self.done[candidates]))[0]]
+        if self.done[best] <= self.done[0]:  # no target crosses 0: take the largest change instead
+            best = candidates[np.argmax(self.gain[candidates])]
+        return int(best)
+
+    @property
+    def worst(self) -> np.ndarray:
+        """Largest drop of any group, the whole holdout included, [sizes]."""
+        return np.max(list(self.drops.values()), axis=0)
+
+    def _cannot(self, limit: float, max_size: int | None) -> EditError:
+        groups = [name for name in self.drops if name != OVERALL]
+        strongest = 1 + int(np.argmax(self.gain[1:]))  # size 0 is no edit
+        got = f"best for the targets: {self._described(strongest)}"
+        helping = np.flatnonzero(self.gain > 0)
+        if len(helping):
+            gentlest = int(helping[np.argmin(self.worst[helping])])
+            got += "" if gentlest == strongest else f"; least harm: {self._described(gentlest)}"
+        return EditError(
+            "no size of this edit moves the targets within the guard; nothing was applied",
+            expected=f"holdout accuracy down by at most {limit:.2%}"
+            + (f", also of {', '.join(groups)}" if groups else "")
+            + ("" if max_size is None else f", size <= {max_size}"),
+            got=got,
+            todo="allow a larger drop, try smaller sizes, or give more references"
+            + (", also of the protected groups" if groups else ""),
+        )
+
+    def _described(self, step: int) -> str:
+        """A size, what it does for the targets, and what it costs: the holdout and the worst group."""
+        text = (
+            f"{self.sizes[step]} components, outputs {self.gain[step]:+.2f}, "
+            f"holdout accuracy down {self.drops[OVERALL][step]:.2%}"
+        )
+        groups = {name: drop[step] for name, drop in self.drops.items() if name != OVERALL}
+        if not groups:
+            return text
+        worst = max(groups, key=lambda name: groups[name])
+        return f"{text}, of {worst} {groups[worst]:.2%}"
