@@ -13,6 +13,7 @@ from coar.errors import AxisError, EditError
 from coar.experiments.ablation import ComponentAblation
 from coar.fingerprints import model_fingerprint
 from coar.outputs import margin
+from coar.task import Task
 from tests.contributions import make_attributions, make_experiment
 from tests.refused import refused
 
@@ -164,6 +165,47 @@ def test_a_target_that_is_right_already_is_refused_with_its_margin():
     experiment, truth, _ = toy()
     with refused(EditError, "nothing to edit", "below 0", "+"):
         edit_examples(experiment, truth, ["e5"])
+
+
+def test_the_linear_models_are_heard_on_targets_and_report():
+    experiment, truth, contributions = toy()
+    result = edit_examples(experiment, truth, ["e0"])
+    assert result.targets.predicted == pytest.approx([contributions[0, 1:].sum()], abs=1e-5)
+    assert result.report.predicted == pytest.approx(result.report.after, abs=1e-5)
+
+
+def test_a_protected_component_is_not_ablated():
+    experiment, truth, _ = toy(target=(-4.0, -1.5, 4.5))
+    assert edit_examples(experiment, truth, ["e0"]).edit.names == ("hidden[0]",)
+    result = edit_examples(experiment, truth, ["e0"], protect_components=["hidden[0]"])
+    assert result.edit.names == ("hidden[1]",)
+    assert "1 of 12 components" in result.summary()
+    assert result.curve.sizes[-1] == 8  # of 11 that may be ablated
+
+
+def sided(contributions, sides):
+    """The experiment of some contributions with a side for every example."""
+    plain = make_experiment(contributions)
+    metadata = {"id": plain.task.example_ids(), "side": sides}
+    task = Task(plain.task.model, plain.task.dataset, plain.task.outputs, metadata=metadata, device="cpu")
+    return ComponentAblation(task, plain.component_set)
+
+
+def test_a_protected_group_keeps_its_accuracy():
+    """A tenth of the examples needs component 0: too few to trip the guard but as a group."""
+    contributions = toy()[2]
+    rare = np.arange(130) % 10 == 5
+    contributions[rare, 0] = 9.0
+    contributions[rare, 1:] = -0.1
+    sides = np.where(rare, "rare", "common")
+    experiment = sided(contributions, sides)
+    truth = make_attributions(contributions, experiment)
+    drop = {"max_accuracy_drop": 0.3, "sizes": [1]}
+    assert edit_examples(experiment, truth, ["e0"], **drop).edit.names == ("hidden[0]",)
+    common = edit_examples(experiment, truth, ["e0"], protect={"side": "common"}, **drop)
+    assert common.edit.provenance["protected_accuracy_drops"] == {"side=common": 0.0}
+    with refused(EditError, "also of side=common, side=rare", "of side=rare 100.00%", "nothing was applied"):
+        edit_examples(experiment, truth, ["e0"], protect="side", **drop)
 
 
 class TestMisread:
