@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from coar.gates.layers import ASKING, LAYERS, bound, tensors_in
 from coar.kinds.layers import CONV1D, is_conv1d
 
 NORMS = {"layer_norm", "group_norm", "instance_norm", "rms_norm", "batch_norm", "normalize"}
+_MULTIPLYING = {"mul", "multiply"}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -68,9 +70,8 @@ class _Trace(TorchFunctionMode):
         self._model = model
         modules = list(model.modules())
         layers = [m for m in modules if plain_layer(m)]
-        self._layers = {
-            id(m._parameters["weight"]): m for m in reversed(layers)
-        }  # the first of those that share
+        # Of those that share a weight the first stands for all; their uses say that there are several.
+        self._layers = {id(m._parameters["weight"]): m for m in reversed(layers)}
         norms = [m for m in modules if isinstance(m, _BatchNorm) and _untouched(m)]
         self._norms = {id(m.running_mean): m for m in norms if m.running_mean is not None}
         self._watched = {id(tensor) for m in modules for tensor in own_tensors(m)}
@@ -85,7 +86,7 @@ class _Trace(TorchFunctionMode):
                 self._flows[id(tensor)].source.block("the model returns it")
         owners = Counter(_place(tensor) for m in self._model.modules() for tensor in own_tensors(m))
         for source in self.sources.values():
-            for module in (source.module, *source.norms, *(reader.module for reader in source.readers)):
+            for module in (*source.modules, *source.norms, *(reader.module for reader in source.readers)):
                 if any(self._uses[id(t)] > 1 or owners[_place(t)] > 1 for t in own_tensors(module)):
                     source.block(f"{type(module).__name__} with parameters that are used several times")
 
@@ -128,10 +129,10 @@ class _Trace(TorchFunctionMode):
             self._read(flow, module, channels, arguments, func)
         if module is None or module in self.sources:
             return None  # a second call is found by its parameters' uses
-        source = self.sources[module] = Source(module)
+        source = self.sources[module] = Source([module])
         if getattr(module, "groups", 1) != 1:
             source.block("a grouped convolution")
-        return Flow(source, channels, 1, emitted_constants(module))
+        return Flow(source, channels, 1, emitted_constants(module), _silent(module))
 
     def _read(
         self,
@@ -150,7 +151,7 @@ class _Trace(TorchFunctionMode):
             flow.source.block("another layer reads it along other dimensions")
         else:
             padded = pads_zeros(arguments.get("padding", 0))
-            flow.source.readers.append(Reader(module, flow.width, flow.values, padded))
+            flow.source.readers.append(Reader(module, flow.width, flow.values, flow.known, padded))
 
     def _normed(self, flow: Flow, x: Tensor, arguments: dict[str, Any]) -> Flow | None:
         module = self._norms.get(id(arguments.get("running_mean")))
@@ -159,7 +160,7 @@ class _Trace(TorchFunctionMode):
             return None
         flow.source.norms.append(module)
         values = functional.batch_norm(flow.values[None], **arguments)[0]
-        return Flow(flow.source, 1, 1, values)
+        return Flow(flow.source, 1, 1, values, flow.known)
 
     def _followed(
         self,
@@ -174,27 +175,49 @@ class _Trace(TorchFunctionMode):
         flows = [self._flows[id(tensor)] for tensor in given if id(tensor) in self._flows]
         others = [tensor for tensor in given if id(tensor) not in self._flows]
         flow, x = flows[0], next(tensor for tensor in given if id(tensor) in self._flows)
+        alike = len({f.source for f in flows}) == 1
         made = None
-        alike = all(
-            (f.source, f.channels, f.width) == (flow.source, flow.channels, flow.width) for f in flows
-        )
-        if step is not None and alike and all(self._is_setting(t) for t in others):
-            made = self._stepped(step, flow, x, result)
+        if step is not None and self._works_unit_by_unit(step, flows, others, x, result):
+            made = self._stepped(step, flows)
         elif len(given) == 1 and isinstance(result, Tensor):
             made = moved(flow, getattr(func, "__name__", ""), x, result, args, kwargs)
         if made is None:
             self._block((args, kwargs), _reason(func, others if alike else given))
         return made
 
+    def _works_unit_by_unit(
+        self, step: Step, flows: list[Flow], others: list[Tensor], x: Tensor, result: Any
+    ) -> bool:
+        same = len({(flow.channels, flow.width, len(flow.values)) for flow in flows}) == 1
+        same = same and isinstance(result, Tensor) and result.shape == x.shape
+        alike = len({flow.source for flow in flows}) == 1 or step.name in _MULTIPLYING
+        return same and alike and all(self._is_setting(tensor) for tensor in others)
+
     def _is_setting(self, tensor: Tensor) -> bool:
         """Whether it is one number of the model itself: one that is computed may differ between inputs."""
         return tensor.numel() == 1 and id(tensor) in self._watched
 
-    def _stepped(self, step: Step, flow: Flow, x: Tensor, result: Any) -> Flow | None:
-        if not isinstance(result, Tensor) or result.shape != x.shape:
-            return None
+    def _stepped(self, step: Step, flows: list[Flow]) -> Flow | None:
         values = step.function(*self._constants(step.args), **self._constants(step.options))
-        return Flow(flow.source, flow.channels, flow.width, values) if values.ndim == 1 else None
+        known = torch.stack([flow.known for flow in flows]).all(dim=0)
+        if values.ndim != 1:
+            return None
+        if step.name in _MULTIPLYING:  # 0 times anything
+            zero = torch.stack([flow.known & (flow.values == 0) for flow in flows]).any(dim=0)
+            values, known = torch.where(zero, 0.0, values), known | zero
+        source = flows[0].source
+        for flow in flows[1:]:
+            self._join(source, flow.source)
+        return Flow(source, flows[0].channels, flows[0].width, values, known)
+
+    def _join(self, source: Source, other: Source) -> None:
+        """Make one of two layers whose units are multiplied one by one (the two halves of a gated MLP)."""
+        if other is source:
+            return
+        source.take_over(other)
+        self.sources = {m: source if s is other else s for m, s in self.sources.items()}
+        ours = {key: flow for key, flow in self._flows.items() if flow.source is other}
+        self._flows |= {key: replace(flow, source=source) for key, flow in ours.items()}
 
     def _constants(self, value: Any) -> Any:
         """Arguments with numbers of units in place of tensors."""
@@ -218,6 +241,13 @@ def emitted_constants(module: nn.Module) -> Tensor:
     weight, bias = module._parameters["weight"], module._parameters.get("bias")
     assert weight is not None  # plain_layer has looked
     return weight.new_zeros(weight.shape[unit_dimension(module)]) if bias is None else bias.detach().clone()
+
+
+def _silent(module: nn.Module) -> Tensor:
+    """Which units emit nothing but their bias: bool [units]."""
+    weight = module._parameters["weight"]
+    assert weight is not None  # plain_layer has looked
+    return (weight.detach() == 0).movedim(unit_dimension(module), 0).flatten(1).all(dim=1)
 
 
 def _place(tensor: Tensor) -> int:

@@ -18,7 +18,7 @@ from coar.kinds.layers import is_conv1d
 _EMITTED = ("out_features", "out_channels", "nf", "num_features")
 _READ = ("in_features", "in_channels", "nx")
 _MOVED = "its constant is in the layers that read it"
-_READ_ELSEWHERE = "what it emits is no constant, and is read elsewhere, too"
+_CHANGING = "it is no constant where it is read"
 
 
 _BORDER = "zero padding: its constant is none at the border"
@@ -29,7 +29,7 @@ class Cut:
     """Units of one layer that go.
 
     Attributes:
-        source: the layer.
+        source: the layer (or two whose units are multiplied one by one).
         units: numbers of the units that go, ascending.
         carrier: a unit that stays and takes on what others are beside a padded border, or None.
         reasons: why a unit goes or stays, by its number.
@@ -45,8 +45,7 @@ def plan_cut(source: Source, wanted: Sequence[int]) -> Cut:
     """Which of the wanted units of a layer can go without a change of what its readers emit."""
     if source.blocked:
         return Cut(source, (), None, dict.fromkeys(wanted, source.blocked))
-    silent = silent_units(source.module)
-    reasons = {unit: _reason(source.readers, unit, bool(silent[unit])) for unit in wanted}
+    reasons = {unit: _reason(source.readers, unit) for unit in wanted}
     gone = [unit for unit in wanted if reasons[unit] == _MOVED]
     beside = [unit for unit in wanted if reasons[unit] == _BORDER]
     carrier = _carrier(source.readers, beside)
@@ -54,22 +53,22 @@ def plan_cut(source: Source, wanted: Sequence[int]) -> Cut:
         others = [unit for unit in beside if unit != carrier]
         reasons |= dict.fromkeys(others, f"unit {carrier} of its layer stands for it as well")
         gone += others
-    if len(gone) == len(silent):
+    if len(gone) == len(emitted_constants(source.modules[0])):
         reasons[gone.pop()] = "a layer has at least one unit"
     return Cut(source, tuple(sorted(gone)), carrier, reasons)
 
 
-def _reason(readers: Sequence[Reader], unit: int, silent: bool) -> str:
+def _reason(readers: Sequence[Reader], unit: int) -> str:
     """What becomes of a unit as far as all readers go: the worst of them decides."""
-    found = {_need(reader, unit, silent) for reader in readers}
-    return next((reason for reason in (_READ_ELSEWHERE, _BORDER) if reason in found), _MOVED)
+    found = {_need(reader, unit) for reader in readers}
+    return next((reason for reason in (_CHANGING, _BORDER) if reason in found), _MOVED)
 
 
-def _need(reader: Reader, unit: int, silent: bool) -> str:
+def _need(reader: Reader, unit: int) -> str:
     if not _columns(reader, [unit]).any():
         return _MOVED
-    if not silent or not bool(reader.values[unit].isfinite()):
-        return _READ_ELSEWHERE
+    if not bool(reader.known[unit]) or not bool(reader.values[unit].isfinite()):
+        return _CHANGING
     return _BORDER if reader.padded and bool(reader.values[unit]) else _MOVED
 
 
@@ -81,13 +80,6 @@ def _carrier(readers: Sequence[Reader], units: Sequence[int]) -> int | None:
     sizes = {unit: min(float(values[unit]) for values in padded) for unit in units}
     best = max(units, key=lambda unit: sizes[unit])
     return best if sizes[best] > 0 else None
-
-
-def silent_units(module: nn.Module) -> Tensor:
-    """Which units emit nothing but their bias: bool [units]."""
-    weight = module._parameters["weight"]
-    assert weight is not None  # plain_layer has looked
-    return (weight.detach() == 0).movedim(unit_dimension(module), 0).flatten(1).all(dim=1)
 
 
 def _entries(reader: Reader, units: Sequence[int]) -> list[int]:
@@ -108,12 +100,13 @@ def cut_units(cut: Cut) -> None:
     source = cut.source
     for reader in source.readers:
         _hand_on(reader, cut)
-    keep = _complement(cut.units, len(emitted_constants(source.module)))
-    _shorten(source.module, "weight", unit_dimension(source.module), keep, _EMITTED)
-    for module in dict.fromkeys((source.module, *source.norms)):
-        names = ("bias",) if module is source.module else ("weight", "bias", "running_mean", "running_var")
-        for name in names:
-            _shorten(module, name, 0, keep, _EMITTED)
+    keep = _complement(cut.units, len(emitted_constants(source.modules[0])))
+    for module in source.modules:
+        _shorten(module, "weight", unit_dimension(module), keep, _EMITTED)
+        _shorten(module, "bias", 0, keep, _EMITTED)
+    for norm in dict.fromkeys(source.norms):
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            _shorten(norm, name, 0, keep, _EMITTED)
     for reader in source.readers:
         entries = _entries(reader, keep)
         _shorten(reader.module, "weight", 1 - unit_dimension(reader.module), entries, _READ)
@@ -174,7 +167,7 @@ def _shorten(
 @contextmanager
 def restored_on_failure(cuts: Sequence[Cut]) -> Iterator[None]:
     """Put all layers back as they were if the block raises."""
-    touched = [m for cut in cuts for m in (cut.source.module, *cut.source.norms)]
+    touched = [m for cut in cuts for m in (*cut.source.modules, *cut.source.norms)]
     touched += [reader.module for cut in cuts for reader in cut.source.readers]
     before = [(m, dict(m._parameters), dict(m._buffers), _sizes(m)) for m in touched]
     try:

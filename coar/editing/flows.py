@@ -15,16 +15,16 @@ REPEATING = {"reflect", "replicate", "circular"}  # paddings that leave a consta
 
 @dataclass(eq=False)
 class Source:
-    """A layer, and all that reads its units.
+    """A layer, or layers whose units are multiplied one by one, and all that reads these units.
 
     Attributes:
-        module: a Linear, a convolution or a Conv1D of transformers.
+        modules: Linears, convolutions or Conv1Ds of transformers.
         readers: layers that read its units.
         norms: BatchNorms in between.
         blocked: why units cannot be cut out of it; "" where they can.
     """
 
-    module: nn.Module
+    modules: list[nn.Module]
     readers: list[Reader] = field(default_factory=list)
     norms: list[nn.Module] = field(default_factory=list)
     blocked: str = ""
@@ -32,6 +32,13 @@ class Source:
     def block(self, reason: str) -> None:
         """Keep the first reason."""
         self.blocked = self.blocked or reason
+
+    def take_over(self, other: Source) -> None:
+        """Become both: their units go together."""
+        self.modules += other.modules
+        self.readers += other.readers
+        self.norms += other.norms
+        self.block(other.blocked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +48,15 @@ class Reader:
     Attributes:
         module: it.
         width: how many of its inputs belong to one unit (pixels of a flattened image); they are neighbours.
-        values: what each unit is there if it emits only its bias [units].
+        values: what each unit is there, where that is known [units].
+        known: which units are constant there: bool [units].
         padded: zeros stand beside the units, so that a constant is none at the border.
     """
 
     module: nn.Module
     width: int
     values: Tensor
+    known: Tensor
     padded: bool
 
 
@@ -59,13 +68,15 @@ class Flow:
         source: the layer.
         channels: dimension of the units, from the front.
         width: how many neighbours along it belong to one unit.
-        values: what each unit is here if it emits only its bias [units].
+        values: what each unit is here, where that is known [units].
+        known: which units are constant here: bool [units].
     """
 
     source: Source
     channels: int
     width: int
     values: Tensor
+    known: Tensor
 
 
 def each_reader(sources: dict[nn.Module, Source]) -> Iterator[tuple[Source, Reader]]:
@@ -105,7 +116,7 @@ def _reshaped(flow: Flow, x: Tensor, result: Tensor) -> Flow | None:
     for dim, size in enumerate(result.shape):
         rest = prod(result.shape[dim + 1 :])
         if rest and inner % rest == 0 and size == x.shape[flow.channels] * (inner // rest):
-            return Flow(flow.source, dim, flow.width * (inner // rest), flow.values)
+            return Flow(flow.source, dim, flow.width * (inner // rest), flow.values, flow.known)
     return None
 
 
@@ -118,7 +129,7 @@ def _reduced(
     if not reduced or flow.channels in reduced or kwargs.get("dtype") is not None:
         return None
     gone = 0 if result.ndim == x.ndim else sum(dim < flow.channels for dim in reduced)
-    return Flow(flow.source, flow.channels - gone, flow.width, flow.values)
+    return Flow(flow.source, flow.channels - gone, flow.width, flow.values, flow.known)
 
 
 def _pools_constants(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
