@@ -204,6 +204,7 @@ def test_a_protected_group_keeps_its_accuracy():
     assert edit_examples(experiment, truth, ["e0"], **drop).edit.names == ("hidden[0]",)
     common = edit_examples(experiment, truth, ["e0"], protect={"side": "common"}, **drop)
     assert common.edit.provenance["protected_accuracy_drops"] == {"side=common": 0.0}
+    assert common.summary().endswith("protected side=common: +0.0 points on the holdout")
     with refused(EditError, "also of side=common, side=rare", "of side=rare 100.00%", "nothing was applied"):
         edit_examples(experiment, truth, ["e0"], protect="side", **drop)
 
@@ -230,6 +231,22 @@ class TestMisread:
     def test_the_first_that_can_be_fixed(self):
         experiment, truth = self.made()
         assert first_fixed(experiment, truth).edit.provenance["targets"] == ["e0"]
+
+    def test_protection_holds_for_each(self):
+        experiment, truth = self.made()
+        found = {target: edit for target, _, edit in edit_misread(experiment, truth)}
+        assert found[0] is not None
+        kept = edit_misread(experiment, truth, protect_components=["hidden[0]"])
+        assert [edit for _, _, edit in kept] == [None, None]
+        with refused(EditError, "no misread example can be fixed", "2 examples tried"):
+            first_fixed(experiment, truth, protect_components=["hidden[0]"])
+
+    def test_what_nobody_can_protect_is_said_once(self):
+        experiment, truth = self.made()
+        with refused(EditError, "'nobody' matches no component"):
+            first_fixed(experiment, truth, protect_components=["nobody"])
+        with refused(EditError, "no column 'side'"):
+            first_fixed(experiment, truth, protect="side")
 
     def test_none(self):
         experiment, truth, _ = toy(target=(4.0, 1.0, 0.5))

@@ -97,6 +97,22 @@ def test_columns_of_blocks_are_put_back_in_every_precision(dtype):
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
+def test_components_that_lie_in_each_other_are_put_back():
+    """Rows and columns of one weight: some numbers belong to both."""
+    task = cases.make_task("mlp")
+    rows = ComponentGroup("rows", "neuron", "hidden2", "weight", 0, 6, bias="bias")
+    columns = ComponentGroup("columns", "input", "hidden2", "weight", 1, 7, side="input")
+    experiment = ComponentAblation(task, ComponentSet([rows, columns], overlap=True), "ablate")
+    edit = Edit.of(experiment, [1, 8]) + Edit.of(experiment, [2])
+    assert edit.components.overlap
+    before = bits(task.model)
+    weight = task.model.hidden2.weight.detach().numpy().copy()
+    weight[[1, 2]] = weight[:, 2] = 0.0
+    with edit.applied(task.model):
+        assert np.array_equal(task.model.hidden2.weight.detach().numpy(), weight)
+    assert bits(task.model) == before
+
+
 @given(name=st.sampled_from(["residual", "mlp", "grouped"]), data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_any_components_in_any_order_are_put_back(name, data):

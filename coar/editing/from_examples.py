@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from coar.attributions import Attributions
 from coar.editing.columns import Columns, positions_of
 from coar.editing.edit import Edit
 from coar.editing.effect import Effect
-from coar.editing.protection import Protect
+from coar.editing.protection import Protect, protected_groups
 from coar.editing.ranking import rank_components
 from coar.editing.sweep import Curve, Direction
 from coar.errors import EditError
@@ -39,9 +40,14 @@ class EditResult:
     report: Effect
 
     def summary(self) -> str:
-        """Components, margins before and after, accuracy before and after."""
+        """Components, margins before and after, accuracy before and after, protected groups."""
         points = 100 * (self.report.accuracy_after - self.report.accuracy_before)
         expected = self.edit.provenance["target_output_predicted"]
+        drops = self.edit.provenance["protected_accuracy_drops"]
+        protected = [
+            f"\n  protected {name}: {0 - 100 * drop:+.1f} points on the holdout"
+            for name, drop in drops.items()
+        ]
         return (
             f"ablating {len(self.edit.names)} of {len(self.curve.ranking.scores)} components: "
             f"{', '.join(self.edit.names)}\n"
@@ -49,7 +55,7 @@ class EditResult:
             f"(the linear models expected {expected:+.2f})\n"
             f"  accuracy  {self.report.accuracy_before:.1%} before, {self.report.accuracy_after:.1%} after "
             f"({points:+.1f} points) on {len(self.report.before)} examples that chose nothing"
-        )
+        ) + "".join(protected)
 
 
 def edit_examples(
@@ -106,7 +112,8 @@ def edit_examples(
     if _done(effect.after, direction) <= _done(effect.before, direction):
         raise EditError(
             "no size of this edit moves a target across 0 within the guard; nothing was applied",
-            expected=f"holdout accuracy down by at most {max_accuracy_drop:.2%}",
+            expected=f"holdout accuracy down by at most {max_accuracy_drop:.2%}"
+            + (f", also of {', '.join(curve.groups)}" if curve.groups else ""),
             got=f"target margin {effect.before.mean():+.2f} before, {effect.after.mean():+.2f} after at best",
             todo="allow a larger drop, or use attributions from more rows",
         )
@@ -115,38 +122,59 @@ def edit_examples(
 
 
 def edit_misread(
-    experiment: Experiment, attributions: Attributions, *, max_accuracy_drop: float = 0.01
+    experiment: Experiment,
+    attributions: Attributions,
+    *,
+    max_accuracy_drop: float = 0.01,
+    protect: Protect | None = None,
+    protect_components: Sequence[str] = (),
 ) -> Iterator[tuple[int, float, EditResult | None]]:
     """Try to fix every misread example by itself, the closest mistakes first.
+
+    Arguments as in `edit_examples`.
 
     Yields:
         Position of the column, its output, and the edit: None where no size fixes it within the guard.
 
     Raises:
-        EditError: what stands in the way of every edit: pooled attributions, too few examples.
+        EditError: what stands in the way of every edit: pooled attributions, too few examples, unknown
+            patterns or groups.
     """
-    _, untouched = _untouched(experiment, attributions)
+    where, untouched = _untouched(experiment, attributions)
     errors = np.flatnonzero(untouched <= 0)
     if len(errors):  # what concerns all of them is no reason to give up one after the other
-        rank_components(attributions, errors[:1], _split(untouched, errors[:1], seed=0)[0])
+        references, holdout, _ = _split(untouched, errors[:1], seed=0)
+        rank_components(attributions, errors[:1], references, protect=protect_components)
+        protected_groups(experiment, experiment.columns[attributions.output], where[holdout], protect)
+    how: dict[str, Any] = {
+        "max_accuracy_drop": max_accuracy_drop,
+        "protect": protect,
+        "protect_components": protect_components,
+    }
     for target in errors[np.argsort(-untouched[errors], kind="stable")]:
         try:
-            found = edit_examples(experiment, attributions, [target], max_accuracy_drop=max_accuracy_drop)
+            found = edit_examples(experiment, attributions, [target], **how)
         except EditError:
             found = None
         yield int(target), float(untouched[target]), found
 
 
 def first_fixed(
-    experiment: Experiment, attributions: Attributions, *, max_accuracy_drop: float = 0.01
+    experiment: Experiment,
+    attributions: Attributions,
+    *,
+    max_accuracy_drop: float = 0.01,
+    protect: Protect | None = None,
+    protect_components: Sequence[str] = (),
 ) -> EditResult:
-    """The first of `edit_misread` that is fixed.
+    """The first of `edit_misread` that is fixed; arguments as there.
 
     Raises:
         EditError: none is.
     """
     tried = 0
-    for _, _, found in edit_misread(experiment, attributions, max_accuracy_drop=max_accuracy_drop):
+    how: dict[str, Any] = {"protect": protect, "protect_components": protect_components}
+    for _, _, found in edit_misread(experiment, attributions, max_accuracy_drop=max_accuracy_drop, **how):
         if found:
             return found
         tried += 1
