@@ -6,18 +6,22 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coar.attributions import Attributions
 from coar.axes import Axis
-from coar.baselines import leave_one_out
+from coar.baselines import gradient_x_parameter, leave_one_out
 from coar.components import ComponentGroup, ComponentSet
+from coar.discovery import find_components
 from coar.editing import rank_components
 from coar.editing.choice import Sizes
 from coar.editing.protection import protected_components
 from coar.errors import EditError
 from coar.experiments.ablation import ComponentAblation
+from coar.fingerprints import model_fingerprint
+from coar.outputs import margin
 from coar.task import Task
 from coar.testing import SubsetMean
 from tests.contributions import make_attributions, make_experiment
@@ -320,3 +324,37 @@ def test_the_choice_is_the_obvious_one(data):
 def test_a_drop_that_is_no_fraction_is_refused(limit):
     with refused(EditError, "max_accuracy_drop is a fraction", "0 to 1", str(limit)):
         grouped_curve().choose(max_accuracy_drop=limit)
+
+
+@pytest.mark.slow
+def test_a_digit_is_forgotten_and_the_others_are_protected(digits_task):
+    """On a trained network: what the guard promises is true of the edited model, read by itself."""
+    experiment = ComponentAblation(digits_task, find_components(digits_task.model))
+    attributions = gradient_x_parameter(experiment, progress=False)
+    labels = np.asarray(digits_task.metadata["label"])
+    untouched = attributions.predict(np.ones((1, len(experiment.components)), dtype=bool))[0]
+    right = np.flatnonzero(untouched > 0)
+    digit = labels[right[0]]
+    targets = right[labels[right] == digit][:5]
+    others = right[labels[right] != digit]
+    holdout = np.setdiff1d(np.flatnonzero(labels != digit), others[:30])
+    protected = sorted({int(label) for label in labels[holdout]})
+    ranking = rank_components(attributions, targets, others[:30], "lower")
+    curve = ranking.sweep(experiment, [1, 2, 3, 4, 6], holdout, progress=False)
+    edit = curve.choose(max_accuracy_drop=0.34, protect={"label": protected})
+    before = model_fingerprint(digits_task.model)
+    groups = [holdout[labels[holdout] == label] for label in protected]
+    shares = [margins(digits_task, group) > 0 for group in [*groups, targets]]
+    with edit.applied(digits_task.model):
+        after = [margins(digits_task, group) for group in [*groups, targets]]
+    drops = [was.mean() - (now > 0).mean() for was, now in zip(shares, after, strict=True)]
+    assert drops[:-1] == pytest.approx(list(edit.provenance["protected_accuracy_drops"].values()))
+    assert max(drops[:-1]) <= 0.34
+    assert after[-1].mean() == pytest.approx(edit.provenance["target_output_after"], abs=1e-4)
+    assert after[-1].mean() < edit.provenance["target_output_before"]
+    assert model_fingerprint(digits_task.model) == before
+
+
+def margins(task, examples):
+    with torch.no_grad():
+        return margin(task.model, task.batch(examples)).numpy()
