@@ -9,6 +9,8 @@
 | `choice` | the size that does most within the guard |
 | `edit` | `Edit`: named components, applied to a copy or in place, composed, saved, judged |
 | `in_place`, `edit_files`, `effect` | its parts: weights put back bit for bit, JSON files, before and after |
+| `removal` | `removed`: filters and neurons cut out, a smaller model with equal outputs |
+| `constants`, `flows`, `cutting` | its parts: what an ablated unit emits, where that goes, what is cut |
 | `from_examples` | all of that in one call, on disjoint examples |
 """
 
@@ -16,6 +18,7 @@ from coar.editing.edit import Edit
 from coar.editing.effect import Effect
 from coar.editing.from_examples import EditResult, edit_examples, edit_misread, first_fixed
 from coar.editing.ranking import rank_components
+from coar.editing.removal import RemovedModel, removed
 from coar.editing.sweep import Curve, Ranking
 
 __all__ = [
@@ -24,8 +27,10 @@ __all__ = [
     "EditResult",
     "Effect",
     "Ranking",
+    "RemovedModel",
     "edit_examples",
     "edit_misread",
     "first_fixed",
     "rank_components",
+    "removed",
 ]
