@@ -18,7 +18,7 @@ from typing import Any
 import coar
 from benchmarks.gate_gradients_curves import seconds_of_row_and_pass
 from benchmarks.report import ROOT, Report, main
-from benchmarks.reproduction_data import FULL, SMALL, Plan, one_out_folder, rows, test_folder
+from benchmarks.reproduction_data import FULL, SMALL, Plan, held_out_folder, one_out_folder, rows
 from coar.attributions import Attributions
 from coar.evaluation import Evaluation, linear_ceiling, split_half
 from coar.report import figures
@@ -91,7 +91,7 @@ def evaluate(
 ) -> Evaluation:
     """All methods on the rows of the test, or on those that a choice is made on; both are run once."""
     count, seed = (plan.choice, 2) if choice else (plan.held_out, 1)
-    where = test_folder(folder, plan)
+    where = held_out_folder(folder, plan)
     return coar.evaluate(experiment, methods, fractions, count, seed, directory=where, **options)
 
 

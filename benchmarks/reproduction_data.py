@@ -76,7 +76,7 @@ def rows(folder: Path, plan: Plan, fraction: float, experiment: coar.ComponentAb
     return coar.Study.create(where, experiment, design, plan.rows)
 
 
-def test_folder(folder: Path, plan: Plan) -> Path:
+def held_out_folder(folder: Path, plan: Plan) -> Path:
     """Where held-out rows are, as `coar.evaluate` keeps them."""
     return folder / f"{plan.network}-{plan.examples}" / "held-out"
 
@@ -96,7 +96,7 @@ def main() -> None:
     experiment = FULL.experiment()
     for fraction in FULL.test_fractions:
         design = coar.Bernoulli(ablation_fraction=fraction, seed=1, stream=EVALUATION)
-        where = test_folder(options.folder, FULL) / f"fraction-{fraction!r}-seed-1"
+        where = held_out_folder(options.folder, FULL) / f"fraction-{fraction!r}-seed-1"
         coar.Study.create(where, experiment, design, FULL.held_out).run()
     for fraction in FULL.fractions:
         rows(options.folder, FULL, fraction, experiment).run()

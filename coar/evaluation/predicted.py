@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from coar.metrics import Table
 MASK_ROWS = 1024  # masks unpacked at a time
 
 
-class Lazy:
+class Lazy(ABC):
     """A table of which `table[rows, columns]` and `numpy.asarray(table)` make what is asked for."""
 
     shape: tuple[int, int]
@@ -34,8 +35,9 @@ class Lazy:
         found = self._columns(np.atleast_1d(positions))[rows]
         return found if np.ndim(positions) else found[..., 0]
 
+    @abstractmethod
     def _columns(self, positions: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """All rows of some columns."""
 
 
 @dataclass(frozen=True)
