@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,15 +21,20 @@ class Sizes:
         sizes: int [sizes], increasing, starting with 0.
         gain: change of the targets' mean output in the wanted direction, [sizes].
         done: share of targets on the wanted side of 0, [sizes].
-        drops: accuracy lost, [sizes], of the whole holdout and of every protected group of it.
+        drops: accuracy lost, [sizes], of the whole holdout and of every protected group of it; NaN where
+            the output's sign says nothing.
+        output_drops: mean output lost, likewise.
     """
 
     sizes: np.ndarray
     gain: np.ndarray
     done: np.ndarray
     drops: Mapping[str, np.ndarray]
+    output_drops: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def best(self, max_accuracy_drop: float, max_size: int | None) -> int:
+    def best(
+        self, max_accuracy_drop: float, max_size: int | None = None, max_output_drop: float | None = None
+    ) -> int:
         """Position of the size to choose.
 
         Most targets on the wanted side of 0 come first, then the smallest size; where no target crosses
@@ -38,6 +43,7 @@ class Sizes:
         Args:
             max_accuracy_drop: of the whole holdout and of every group, as a fraction.
             max_size: at most so many components.
+            max_output_drop: of the mean output of the whole holdout and of every group; None asks nothing.
 
         Raises:
             EditError: no size meets the guard and changes the targets; says the best that could be done.
@@ -50,9 +56,11 @@ class Sizes:
             )
         largest = self.sizes[-1] if max_size is None else max_size
         allowed = (self.worst <= max_accuracy_drop + _EXACT) & (self.sizes <= largest)
+        if max_output_drop is not None:
+            allowed &= self.worst_output <= _positive(max_output_drop) + _EXACT
         candidates = np.flatnonzero(allowed & (self.gain > 0))
         if not len(candidates):
-            raise self._cannot(max_accuracy_drop, max_size)
+            raise self._cannot(max_accuracy_drop, max_size, max_output_drop)
         best = candidates[np.lexsort((self.sizes[candidates], -self.done[candidates]))[0]]
         if self.done[best] <= self.done[0]:  # no target crosses 0: take the largest change instead
             best = candidates[np.argmax(self.gain[candidates])]
@@ -60,10 +68,15 @@ class Sizes:
 
     @property
     def worst(self) -> np.ndarray:
-        """Largest drop of any group, the whole holdout included, [sizes]."""
-        return np.max(list(self.drops.values()), axis=0)
+        """Largest drop of any group, the whole holdout included, [sizes]; 0 where there is no accuracy."""
+        return np.nan_to_num(np.max(list(self.drops.values()), axis=0))
 
-    def _cannot(self, limit: float, max_size: int | None) -> EditError:
+    @property
+    def worst_output(self) -> np.ndarray:
+        """Largest drop of any group's mean output, the whole holdout included, [sizes]."""
+        return np.max(list(self.output_drops.values()), axis=0)
+
+    def _cannot(self, limit: float, max_size: int | None, most_lost: float | None) -> EditError:
         groups = [name for name in self.drops if name != OVERALL]
         strongest = 1 + int(np.argmax(self.gain[1:]))  # size 0 is no edit
         got = f"best for the targets: {self._described(strongest)}"
@@ -73,7 +86,7 @@ class Sizes:
             got += "" if gentlest == strongest else f"; least harm: {self._described(gentlest)}"
         return EditError(
             "no size of this edit moves the targets within the guard; nothing was applied",
-            expected=f"holdout accuracy down by at most {limit:.2%}"
+            expected=self._guard(limit, most_lost)
             + (f", also of {', '.join(groups)}" if groups else "")
             + ("" if max_size is None else f", size <= {max_size}"),
             got=got,
@@ -81,14 +94,31 @@ class Sizes:
             + (", also of the protected groups" if groups else ""),
         )
 
+    def _guard(self, limit: float, most_lost: float | None) -> str:
+        parts = [] if self._blind else [f"holdout accuracy down by at most {limit:.2%}"]
+        parts += [] if most_lost is None else [f"holdout output down by at most {most_lost:.4g}"]
+        return ", ".join(parts)
+
+    @property
+    def _blind(self) -> bool:
+        return bool(np.isnan(self.drops[OVERALL]).any())
+
     def _described(self, step: int) -> str:
         """A size, what it does for the targets, and what it costs: the holdout and the worst group."""
-        text = (
-            f"{self.sizes[step]} components, outputs {self.gain[step]:+.2f}, "
-            f"holdout accuracy down {self.drops[OVERALL][step]:.2%}"
+        lost = (
+            f"holdout output down {self.output_drops[OVERALL][step]:.4g}"
+            if self._blind
+            else f"holdout accuracy down {self.drops[OVERALL][step]:.2%}"
         )
+        text = f"{self.sizes[step]} components, outputs {self.gain[step]:+.2f}, {lost}"
         groups = {name: drop[step] for name, drop in self.drops.items() if name != OVERALL}
         if not groups:
             return text
         worst = max(groups, key=lambda name: groups[name])
         return f"{text}, of {worst} {groups[worst]:.2%}"
+
+
+def _positive(drop: float) -> float:
+    if not drop >= 0:
+        raise EditError("max_output_drop is a loss in output units", expected="a number, 0 or more", got=drop)
+    return drop

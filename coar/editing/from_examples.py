@@ -10,11 +10,12 @@ import numpy as np
 
 from coar.attributions import Attributions
 from coar.editing.columns import Columns, positions_of
+from coar.editing.curve import Curve
 from coar.editing.edit import Edit
 from coar.editing.effect import Effect
 from coar.editing.protection import Protect, protected_groups
 from coar.editing.ranking import rank_components
-from coar.editing.sweep import Curve, Direction
+from coar.editing.sweep import Direction
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 from coar.randomness import permutation

@@ -1,0 +1,207 @@
+"""Parts: which examples play which part in an edit, given by hand or drawn from a task's metadata."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from coar.axes import Axis
+from coar.editing.columns import Columns, positions_of, require_disjoint
+from coar.errors import EditError
+from coar.randomness import check_seed, permutation
+from coar.settings import whole_number
+from coar.task import Task
+
+STREAM = "parts of an edit"
+
+
+@dataclass(frozen=True)
+class EditParts:
+    """Which examples play which part: what is attributed, what chooses, what judges.
+
+    Columns of one output of the experiment, by position or name. No example is in two of: targets,
+    references, those that choose (`holdout`, `target_holdout`), those that judge (`report`,
+    `target_report`).
+
+    Attributes:
+        targets: whose outputs are to change; attributed.
+        references: whose outputs are not; attributed.
+        holdout: must keep their accuracy; they choose the size of the edit.
+        report: nothing is chosen by them; the edit's effect is told on them.
+        target_holdout: further examples like the targets, on which sizes are compared; None takes the
+            targets themselves.
+        target_report: further examples like the targets, on which the effect is told.
+
+    >>> EditParts(targets=["7"], references=[0, 1, 2], holdout=[3, 4], report=[5, 6]).target_report is None
+    True
+    """
+
+    targets: Columns
+    references: Columns
+    holdout: Columns
+    report: Columns
+    target_holdout: Columns | None = None
+    target_report: Columns | None = None
+
+    def located(self, axis: Axis) -> EditParts:
+        """The same parts as positions of an axis.
+
+        Raises:
+            EditError: a part that is empty or not of this axis, or two that share an example.
+        """
+        found = {
+            part.name: positions_of(axis, columns, part.name)
+            for part in fields(self)
+            if (columns := getattr(self, part.name)) is not None
+        }
+        roles = ({"targets"}, {"references"}, {"holdout", "target_holdout"}, {"report", "target_report"})
+        for first, second in combinations(roles, 2):
+            for one in sorted(first & found.keys()):
+                for other in sorted(second & found.keys()):
+                    require_disjoint(axis, found[one], one, found[other], other)
+        return EditParts(**found)
+
+    def __repr__(self) -> str:
+        sizes = [
+            f"{len(getattr(self, part.name))} {part.name}"
+            for part in fields(self)
+            if getattr(self, part.name) is not None
+        ]
+        return f"EditParts({', '.join(sizes)})"
+
+
+def draw_parts(
+    task: Task,
+    targets: str,
+    references: str,
+    *,
+    guarded: str | None = None,
+    num_targets: int = 20,
+    num_references: int = 60,
+    pairs: str | None = None,
+    seed: int = 0,
+) -> EditParts:
+    """Draw parts at random from the examples that queries on the task's metadata choose.
+
+    Of the targets' query, `num_targets` are attributed, half of the others compare sizes and half are
+    reported on; likewise of the references'.
+
+    Args:
+        task: with metadata; one output value per example.
+        targets: a query as `pandas.DataFrame.query` takes it, such as "label == 3".
+        references: a query for examples that should not change.
+        guarded: which examples have to keep their accuracy; default the references' query. Of both
+            queries' examples, only those that are not attributed.
+        num_targets: how many targets are attributed.
+        num_references: how many references are attributed.
+        pairs: a column of the metadata: examples with the same value (an image with and without a
+            trigger) are always on the same side, and the targets' partners are the first references.
+        seed: of the draw.
+
+    Raises:
+        EditError: no metadata, a query that cannot be read or finds too few examples.
+
+    >>> import torch
+    >>> examples = torch.utils.data.TensorDataset(torch.zeros(40, 2), torch.zeros(40, dtype=torch.int64))
+    >>> labels = {"label": [0] * 20 + [1] * 20}
+    >>> task = Task(torch.nn.Identity().eval(), examples, metadata=labels)
+    >>> draw_parts(task, "label == 1", "label == 0", num_targets=4, num_references=6)
+    EditParts(4 targets, 6 references, 7 holdout, 7 report, 8 target_holdout, 8 target_report)
+    """
+    table = _metadata(task)
+    wanted, others = _query(table, targets, "targets"), _query(table, references, "references")
+    kept = others if guarded is None else _query(table, guarded, "guarded")
+    if (wanted & others).any():
+        raise EditError(
+            "targets and references overlap",
+            expected="queries that no example answers both",
+            got=f"{int((wanted & others).sum())} examples answer {targets!r} and {references!r}",
+            todo="narrow one of them",
+        )
+    group = _groups(table, pairs)
+    order = permutation(check_seed(seed), STREAM, 0, int(group.max()) + 1)
+    rank = np.argsort(order, kind="stable")[group]  # examples of one group stay together
+    by_rank = np.argsort(rank, kind="stable")
+    attributed = _first(by_rank[wanted[by_rank]], num_targets, "targets", targets)
+    partners = np.isin(group, group[attributed])
+    near = by_rank[np.argsort(~partners[by_rank], kind="stable")]
+    compared = _first(near[others[near]], num_references, "references", references)
+    used = np.isin(group, group[np.concatenate([attributed, compared])])
+    free = by_rank[~used[by_rank]]
+    judging = _second_half(group, free)
+    return EditParts(
+        attributed,
+        compared,
+        _some(free[kept[free] & ~judging[free]], "holdout", references if guarded is None else guarded),
+        _some(free[kept[free] & judging[free]], "report", references if guarded is None else guarded),
+        _some(free[wanted[free] & ~judging[free]], "target_holdout", targets),
+        _some(free[wanted[free] & judging[free]], "target_report", targets),
+    )
+
+
+def _metadata(task: Task) -> Any:
+    if getattr(task, "metadata", None) is None:
+        raise EditError(
+            "parts are drawn by the task's metadata, and it has none",
+            expected='Task(..., metadata={"label": [...]})',
+            todo="give the task metadata, or make EditParts by hand",
+        )
+    return task.metadata.reset_index(drop=True)
+
+
+def _query(table: Any, query: str, what: str) -> np.ndarray:
+    """Which examples answer a query: bool [examples]."""
+    try:
+        answered = table.query(query, engine="python").index
+    except Exception as error:  # whatever pandas makes of a text
+        raise EditError(
+            f"the query for {what} cannot be read",
+            expected=f'a query on the columns {", ".join(map(str, table))}, such as "label == 3"',
+            got=f"{query!r}: {type(error).__name__}: {error!s:.200}",
+        ) from None
+    return np.asarray(table.index.isin(answered))
+
+
+def _groups(table: Any, pairs: str | None) -> np.ndarray:
+    """Number of the group that an example stays with, [examples]."""
+    if pairs is None:
+        return np.arange(len(table))
+    if pairs not in table:
+        raise EditError(
+            f"the task's metadata has no column {pairs!r} that names pairs",
+            expected=f"one of: {', '.join(map(str, table))}",
+            got=repr(pairs),
+        )
+    return np.unique(table[pairs].astype(str), return_inverse=True)[1]
+
+
+def _first(candidates: np.ndarray, count: int, what: str, query: str) -> np.ndarray:
+    wanted = whole_number(count, f"num_{what}")
+    if len(candidates) < wanted:
+        raise EditError(
+            f"too few examples for the {what}",
+            expected=f"{wanted} (num_{what}) that answer {query!r}",
+            got=f"{len(candidates)}",
+            todo=f"ask for fewer with num_{what}=, or give the task more examples",
+        )
+    return np.sort(candidates[:wanted])
+
+
+def _second_half(group: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Which examples are of the second half of the free groups, in their order: bool [all examples]."""
+    groups = list(dict.fromkeys(group[free].tolist()))
+    return np.isin(group, groups[len(groups) // 2 :])
+
+
+def _some(found: np.ndarray, what: str, query: str) -> np.ndarray:
+    if not len(found):
+        raise EditError(
+            f"no example is left for the {what}",
+            expected=f"examples that answer {query!r} besides the targets and references",
+            got="none",
+            todo="ask for fewer targets or references, or give the task more examples",
+        )
+    return np.sort(found)
