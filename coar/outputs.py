@@ -65,15 +65,25 @@ def token_margin(model: nn.Module, batch: Any) -> Tensor:
     Labels are `batch["labels"]`, or the `input_ids` themselves; they are shifted by one here.
     Positions with label -100, or with `attention_mask` 0 at the label, do not count.
     """
-    logits, labels = logits_and_labels(model, batch)
-    logits, labels = logits[:, :-1], labels[:, 1:]
-    counted = labels != -100
-    if isinstance(batch, Mapping) and batch.get("attention_mask") is not None:
-        counted = counted & batch["attention_mask"][:, 1:].bool()
-    correct, others = _correct_and_others(logits, labels.clamp_min(0))
-    margins = correct - others.amax(dim=-1)
-    # where, not multiplication: a padded position may hold inf, and inf * 0 is NaN
-    return torch.where(counted, margins, 0.0).sum(dim=1) / counted.sum(dim=1)
+    logits, labels, counted = _next_tokens(model, batch)
+    correct, others = _correct_and_others(logits, labels)
+    return _mean_of_counted(correct - others.amax(dim=-1), counted)
+
+
+def token_log_probability(model: nn.Module, batch: Any) -> Tensor:
+    """Mean log-probability of the next token over a sequence, in nats, [batch]; never above 0.
+
+    Labels, and which positions count, as in `token_margin`. Minus this is the mean loss; the counted
+    tokens together have the probability exp(count x this).
+
+    >>> logits = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [9.0, 9.0]]])
+    >>> token_log_probability(nn.Identity(), (logits, torch.tensor([[0, 1, -100]]))).exp()
+    tensor([0.5000])
+    """
+    logits, labels, counted = _next_tokens(model, batch)
+    logits = logits.masked_fill(~counted[..., None], 0.0)  # logsumexp's gradient is NaN where one is inf
+    correct = logits.gather(-1, labels[..., None])[..., 0]
+    return _mean_of_counted(correct - logits.logsumexp(dim=-1), counted)
 
 
 @sign_means_correct
@@ -120,6 +130,21 @@ def _logits(output: Any) -> Tensor:
         got=type(output).__name__,
         todo="write an output function (model, batch) -> [batch]",
     )
+
+
+def _next_tokens(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [batch, time - 1, tokens], the tokens that they speak about, and which of these count."""
+    logits, labels = logits_and_labels(model, batch)
+    logits, labels = logits[:, :-1], labels[:, 1:]
+    counted = labels != -100
+    if isinstance(batch, Mapping) and batch.get("attention_mask") is not None:
+        counted = counted & batch["attention_mask"][:, 1:].bool()
+    return logits, labels.clamp_min(0), counted
+
+
+def _mean_of_counted(values: Tensor, counted: Tensor) -> Tensor:
+    # where, not multiplication: a padded position may hold inf, and inf * 0 is NaN
+    return torch.where(counted, values, 0.0).sum(dim=1) / counted.sum(dim=1)
 
 
 def _correct_and_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

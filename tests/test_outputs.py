@@ -18,6 +18,7 @@ IDENTITY = nn.Identity()  # the inputs are the logits
 LOGITS = torch.tensor([[1.0, 4.0, 2.0], [0.0, 0.0, math.log(2.0)]])
 LABELS = torch.tensor([2, 2])
 PER_EXAMPLE = [outputs.margin, outputs.log_odds, outputs.loss, outputs.logit]
+PER_SEQUENCE = [outputs.token_margin, outputs.token_log_probability]
 
 
 def logits_and_labels(rows=6, classes=5):
@@ -90,7 +91,7 @@ def naive_correct(logits, labels):
 def test_accuracy_can_be_read_off_margins_but_not_off_losses():
     marked = {
         function.__name__
-        for function in [*PER_EXAMPLE, outputs.token_margin, outputs.zero_shot_margin]
+        for function in [*PER_EXAMPLE, *PER_SEQUENCE, outputs.zero_shot_margin]
         if getattr(function, "sign_means_correct", False)
     }
     assert marked == {"margin", "zero_shot_margin"}
@@ -140,6 +141,58 @@ class TestTokenMargin:
             np.mean(naive.margins(logits[r, :-1], labels[r, 1:])) for r in range(rows)
         ]  # the logits at a position speak about the next token
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class TestTokenLogProbability:
+    IDS, ATTENTION, LOGITS = TestTokenMargin.IDS, TestTokenMargin.ATTENTION, TestTokenMargin.LOGITS
+
+    def found(self, logits=LOGITS, **batch):
+        return outputs.token_log_probability(lambda **_: SimpleNamespace(logits=logits), batch)
+
+    def test_of_equal_logits_is_the_log_of_one_over_all_tokens(self):
+        logits = torch.zeros(2, 4, 3)
+        assert self.found(logits, input_ids=self.IDS).tolist() == pytest.approx([-math.log(3)] * 2)
+
+    def test_probabilities_of_counted_tokens_multiply_to_exp_of_count_times_it(self):
+        probability = self.LOGITS[0].double().softmax(dim=-1)
+        whole = probability[0, 1] * probability[1, 2] * probability[2, 1]
+        found = self.found(input_ids=self.IDS, attention_mask=self.ATTENTION)
+        assert math.exp(3 * found[0]) == pytest.approx(float(whole), rel=1e-5)
+
+    def test_padding_and_labels_of_minus_100_do_not_count(self):
+        labels = torch.tensor([[-100, 1, -100, 1], [-100, 2, -100, -100]])
+        first = self.LOGITS[0].double().log_softmax(dim=-1)
+        second = self.LOGITS[1, 0].double().log_softmax(dim=-1)[2]
+        expected = [float(first[0, 1] + first[2, 1]) / 2, float(second)]
+        assert self.found(input_ids=self.IDS, labels=labels).tolist() == pytest.approx(expected, rel=1e-5)
+        padded = self.found(input_ids=self.IDS, attention_mask=self.ATTENTION)
+        assert padded[1] == pytest.approx(float(second), rel=1e-5)
+
+    def test_what_stands_at_padded_positions_changes_neither_value_nor_gradient(self):
+        logits = self.LOGITS.clone().requires_grad_(True)
+        batch = {"input_ids": self.IDS, "attention_mask": self.ATTENTION}
+        outputs.token_log_probability(lambda **_: logits, batch).sum().backward()
+        assert torch.isfinite(logits.grad).all()
+        assert not logits.grad[1, 1:].any()
+        assert logits.grad[1, 0].abs().sum() > 0
+
+    @given(st.integers(1, 4), st.integers(2, 6), st.integers(0, 1000))
+    def test_is_minus_the_mean_cross_entropy_of_counted_tokens(self, rows, time, seed):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(rows, time, 5, generator=generator) * 10
+        labels = torch.randint(0, 5, (rows, time), generator=generator)
+        labels[:, 2:][torch.rand(rows, time - 2, generator=generator) < 0.5] = -100
+        found = outputs.token_log_probability(lambda **_: logits, {"labels": labels})
+        loss = nn.functional.cross_entropy
+        expected = [-float(loss(logits[r, :-1], labels[r, 1:])) for r in range(rows)]  # ignores -100
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        assert (found <= 0).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_low_precision_logits_are_read_in_float32(self, dtype):
+        found = self.found(self.LOGITS.to(dtype), input_ids=self.IDS, attention_mask=self.ATTENTION)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, self.found(input_ids=self.IDS, attention_mask=self.ATTENTION))
 
 
 @pytest.mark.parametrize("function", PER_EXAMPLE)
