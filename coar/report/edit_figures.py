@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from coar.errors import SettingError, TaskError
 from coar.report.style import COLOURS, MARKERS, new_figure, percent, plain
-
-if TYPE_CHECKING:
-    from coar.editing.effect import Effect
 
 _FAINT = "#999999"
 _ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
@@ -91,7 +88,7 @@ def _others(curve: Any, which: str, ax: Any) -> Any:
 
 
 def margins_before_after(
-    effect: Effect | Mapping[str, Effect], ax: Any = None, *, output: str = "margin", accuracy: bool = True
+    effect: Any, ax: Any = None, *, output: str = "margin", accuracy: bool = True
 ) -> Any:
     """The output of each example after an edit against that before it.
 
@@ -127,7 +124,7 @@ def margins_before_after(
     return plain(ax)
 
 
-def _described(name: str, effect: Effect, accuracy: bool) -> str:
+def _described(name: str, effect: Any, accuracy: bool) -> str:
     start = f"{name}: " if name else ""
     if accuracy:
         return f"{start}{effect.accuracy_before:.1%} right, then {effect.accuracy_after:.1%}"
