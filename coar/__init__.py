@@ -19,7 +19,7 @@ from coar.checking import calibrate, check
 from coar.components import ComponentGroup, ComponentSet
 from coar.designs import Bernoulli, FixedSize, LeaveOneOut
 from coar.discovery import component_rule, find_components
-from coar.editing import Edit, rank_components
+from coar.editing import Edit, EditParts, compare_edits, draw_parts, fine_tune, make_edit, rank_components
 from coar.evaluation import Evaluation, evaluate, linear_ceiling, split_half
 from coar.executors.processes import Processes
 from coar.executors.serial import Serial
@@ -78,4 +78,9 @@ __all__ = [
     "split_half",
     "rank_components",
     "Edit",
+    "EditParts",
+    "draw_parts",
+    "make_edit",
+    "compare_edits",
+    "fine_tune",
 ]

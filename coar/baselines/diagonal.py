@@ -20,6 +20,7 @@ def attribution_patching(
     *,
     gates: float = 1.0,
     output: str | None = None,
+    examples: Sequence[int] | None = None,
     device: str | torch.device = "auto",
     batch_size: int | None = None,
     precision: str = "float32",
@@ -37,6 +38,7 @@ def attribution_patching(
         experiment: a component ablation whose output has gradients.
         gates: of all components, above 0 and at most 1.
         output: which output; needed where there are several.
+        examples: positions of the examples to attribute; default all.
         device: where; default the task's.
         batch_size: examples at a time; None chooses.
         precision: of the pass.
@@ -57,7 +59,7 @@ def attribution_patching(
     (True, 3)
     """
     level = _level(gates)
-    means = GateMeans(experiment, output, device, batch_size, precision)
+    means = GateMeans(experiment, output, device, batch_size, precision, examples=examples)
     plan = _together([level], len(experiment.components))
     weights, untouched = means.over(plan, 1, "attribution patching", progress)
     more = {"gates": level, "ablation_fraction": round(1 - level, 12) or None, "seed": None}

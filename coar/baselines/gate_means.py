@@ -15,6 +15,7 @@ from coar.experiments.ablation import ComponentAblation
 from coar.experiments.memory import halving
 from coar.gradients.draws import Gates
 from coar.gradients.passes import GatePasses
+from coar.gradients.weights import chosen_examples
 from coar.progress import progress_bar
 from coar.rows import require_output
 from coar.task import resolve_device
@@ -33,9 +34,10 @@ class GateMeans:
         batch_size: examples at a time; None chooses.
         precision: of the passes.
         placed: gates after each unit's own nonlinearity, or at the layers.
+        examples: positions of the examples to attribute; None takes all.
 
     Attributes:
-        axis: the columns.
+        axis: the columns of these examples.
 
     Raises:
         SettingError: not a component ablation.
@@ -50,6 +52,7 @@ class GateMeans:
         batch_size: int | None,
         precision: str,
         placed: bool = True,
+        examples: Sequence[int] | None = None,
     ) -> None:
         require_ablation(experiment)
         self.experiment, self.precision, self.batch_size = experiment, precision, batch_size
@@ -57,8 +60,10 @@ class GateMeans:
         self.device = experiment.device if str(device) == "auto" else resolve_device(device)
         self.placed = placed
         self.engine = GatePasses(experiment, (self.output,), self.device, batch_size, precision, placed)
-        self.axis = experiment.columns[self.output]
-        self._owner = self.axis.fields["example"]
+        axis = experiment.columns[self.output]
+        self.examples = np.array(chosen_examples(examples, len(experiment.task)))
+        self.axis = axis.subset(np.flatnonzero(np.isin(axis.fields["example"], self.examples)))
+        self._owner = np.searchsorted(self.examples, self.axis.fields["example"])  # among these
 
     def over(
         self, plan: Plan, passes: int, description: str, progress: bool
@@ -78,7 +83,7 @@ class GateMeans:
             OutputError: the output has no gradient, or a derivative is not finite.
             SettingError: no pass counts for some component.
         """
-        with progress_bar(len(self.experiment.task) * passes, description, progress) as bar:
+        with progress_bar(len(self.examples) * passes, description, progress) as bar:
             return halving(
                 lambda size: self._over(plan, size, bar), self.engine.batch_size, self.engine.device
             )
@@ -86,18 +91,18 @@ class GateMeans:
     def _over(self, plan: Plan, batch_size: int, bar: Any) -> tuple[np.ndarray, np.ndarray]:
         self.engine.batch_size = batch_size
         bar.reset()  # memory may have run out half way
-        examples = np.arange(len(self.experiment.task))
         weights = np.empty((len(self.axis), len(self.experiment.components)), np.float32)
         outputs = np.empty(len(self.axis))
-        for here, batch in self.engine.batches(examples):
+        for here, batch in self.engine.batches(self.examples):
             columns = slice(*np.searchsorted(self._owner, [here.start, here.stop]))
-            weights[columns], outputs[columns] = self._mean(plan, examples[here], batch, columns, bar)
+            weights[columns], outputs[columns] = self._mean(plan, here, batch, columns, bar)
         return weights, outputs
 
     def _mean(
-        self, plan: Plan, examples: np.ndarray, batch: Any, columns: slice, bar: Any
+        self, plan: Plan, here: slice, batch: Any, columns: slice, bar: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        position = self._owner[columns] - examples[0]
+        examples = self.examples[here]
+        position = self._owner[columns] - here.start
         total = np.zeros((len(position), len(self.experiment.components)))
         outputs, passes = np.zeros(len(position)), 0
         counts = np.zeros((len(examples), total.shape[1]), np.int64)
@@ -125,9 +130,10 @@ class GateMeans:
 
     def untouched(self) -> np.ndarray:
         """See `untouched_outputs`."""
-        return untouched_outputs(
+        whole = untouched_outputs(
             self.experiment, self.output, self.device, self.batch_size, precision=self.precision
         )
+        return whole[np.isin(self.experiment.columns[self.output].fields["example"], self.examples)]
 
     def attributions(
         self, method: str, weights: np.ndarray, intercept: np.ndarray, passes: int, **more: Any

@@ -11,15 +11,12 @@ import numpy as np
 from coar.editing.choice import OVERALL, Sizes
 from coar.editing.edit import Edit
 from coar.editing.protection import Protect, protected_groups
+from coar.editing.ranked import SCORES, Ranked
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 
 if TYPE_CHECKING:
     import pandas
-
-    from coar.editing.sweep import Ranking
-
-SCORES = ("welch", "difference")  # of attributions; other rankings predict no output
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +32,7 @@ class Curve:
         target_holdout: positions of further examples like the targets, which sizes are compared by.
     """
 
-    ranking: Ranking
+    ranking: Ranked
     experiment: Experiment
     sizes: tuple[int, ...]
     holdout: np.ndarray

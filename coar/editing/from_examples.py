@@ -3,60 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from coar.attributions import Attributions
 from coar.editing.columns import Columns, positions_of
-from coar.editing.curve import Curve
-from coar.editing.edit import Edit
-from coar.editing.effect import Effect
-from coar.editing.protection import Protect, protected_groups
+from coar.editing.making import make_edit
+from coar.editing.parts import EditParts
+from coar.editing.protection import Protect, protected_components, protected_groups
+from coar.editing.ranked import Direction
 from coar.editing.ranking import rank_components
-from coar.editing.sweep import Direction
+from coar.editing.result import EditResult
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 from coar.randomness import permutation
 
 SIZES = (1, 2, 3, 4, 6, 8, 12)
 NUM_REFERENCES = 50
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """An edit, how it was chosen, and what it does.
-
-    Attributes:
-        edit: what to ablate.
-        curve: the sweep that chose its size.
-        targets: effect on the targets.
-        report: effect on examples that chose nothing.
-    """
-
-    edit: Edit
-    curve: Curve
-    targets: Effect
-    report: Effect
-
-    def summary(self) -> str:
-        """Components, margins before and after, accuracy before and after, protected groups."""
-        points = 100 * (self.report.accuracy_after - self.report.accuracy_before)
-        expected = self.edit.provenance["target_output_predicted"]
-        drops = self.edit.provenance["protected_accuracy_drops"]
-        protected = [
-            f"\n  protected {name}: {0 - 100 * drop:+.1f} points on the holdout"
-            for name, drop in drops.items()
-        ]
-        return (
-            f"ablating {len(self.edit.names)} of {len(self.curve.ranking.scores)} components: "
-            f"{', '.join(self.edit.names)}\n"
-            f"  margin    {self.targets.before.mean():+.2f} before, {self.targets.after.mean():+.2f} after "
-            f"(the linear models expected {expected:+.2f})\n"
-            f"  accuracy  {self.report.accuracy_before:.1%} before, {self.report.accuracy_after:.1%} after "
-            f"({points:+.1f} points) on {len(self.report.before)} examples that chose nothing"
-        ) + "".join(protected)
 
 
 def edit_examples(
@@ -104,22 +68,31 @@ def edit_examples(
             got=f"{output} {untouched[chosen].mean():+.2f}",
             todo="choose another target, or the other direction",
         )
-    references, holdout, report = _split(untouched, chosen, seed)
-    ranking = rank_components(attributions, chosen, references, direction, protect=protect_components)
-    steps = [size for size in SIZES if size <= len(ranking.order)] if sizes is None else sizes
-    curve = ranking.sweep(experiment, steps, holdout, protect=protect, progress=progress)
-    edit = curve.choose(max_accuracy_drop)
-    effect = edit.effect(experiment, where[chosen], output, attributions)
+    references, holdout, report = (where[part] for part in _split(untouched, chosen, seed))
+    parts = EditParts(where[chosen], references, holdout, report)
+    most = int((~protected_components(attributions.components, protect_components)).sum())
+    found = make_edit(
+        experiment,
+        parts,
+        direction,
+        method=attributions,
+        output=output,
+        sizes=[size for size in SIZES if size <= most] if sizes is None else sizes,
+        max_accuracy_drop=max_accuracy_drop,
+        protect=protect,
+        protect_components=protect_components,
+        progress=progress,
+    )
+    effect = found.targets
     if _done(effect.after, direction) <= _done(effect.before, direction):
+        groups = f", also of {', '.join(found.curve.groups)}" if found.curve.groups else ""
         raise EditError(
             "no size of this edit moves a target across 0 within the guard; nothing was applied",
-            expected=f"holdout accuracy down by at most {max_accuracy_drop:.2%}"
-            + (f", also of {', '.join(curve.groups)}" if curve.groups else ""),
+            expected=f"holdout accuracy down by at most {max_accuracy_drop:.2%}{groups}",
             got=f"target margin {effect.before.mean():+.2f} before, {effect.after.mean():+.2f} after at best",
             todo="allow a larger drop, or use attributions from more rows",
         )
-    report_effect = edit.effect(experiment, where[report], output, attributions)
-    return EditResult(edit, curve, effect, report_effect)
+    return found
 
 
 def edit_misread(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import Any
@@ -46,7 +48,7 @@ class EditParts:
     target_holdout: Columns | None = None
     target_report: Columns | None = None
 
-    def located(self, axis: Axis) -> EditParts:
+    def located(self, axis: Axis) -> LocatedParts:
         """The same parts as positions of an axis.
 
         Raises:
@@ -62,7 +64,7 @@ class EditParts:
             for one in sorted(first & found.keys()):
                 for other in sorted(second & found.keys()):
                     require_disjoint(axis, found[one], one, found[other], other)
-        return EditParts(**found)
+        return LocatedParts(**found)
 
     def __repr__(self) -> str:
         sizes = [
@@ -71,6 +73,28 @@ class EditParts:
             if getattr(self, part.name) is not None
         ]
         return f"EditParts({', '.join(sizes)})"
+
+
+@dataclass(frozen=True)
+class LocatedParts:
+    """The same as positions, int64; see `EditParts`."""
+
+    targets: np.ndarray
+    references: np.ndarray
+    holdout: np.ndarray
+    report: np.ndarray
+    target_holdout: np.ndarray | None = None
+    target_report: np.ndarray | None = None
+
+    @property
+    def compared(self) -> np.ndarray:
+        """Examples on which sizes are compared."""
+        return self.targets if self.target_holdout is None else self.target_holdout
+
+    @property
+    def judging(self) -> np.ndarray:
+        """Examples like the targets on which the effect is told."""
+        return self.targets if self.target_report is None else self.target_report
 
 
 def draw_parts(
@@ -131,7 +155,7 @@ def draw_parts(
     compared = _first(near[others[near]], num_references, "references", references)
     used = np.isin(group, group[np.concatenate([attributed, compared])])
     free = by_rank[~used[by_rank]]
-    judging = _second_half(group, free)
+    judging = _every_second(group, free, [wanted, kept])
     return EditParts(
         attributed,
         compared,
@@ -190,10 +214,23 @@ def _first(candidates: np.ndarray, count: int, what: str, query: str) -> np.ndar
     return np.sort(candidates[:wanted])
 
 
-def _second_half(group: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Which examples are of the second half of the free groups, in their order: bool [all examples]."""
-    groups = list(dict.fromkeys(group[free].tolist()))
-    return np.isin(group, groups[len(groups) // 2 :])
+def _every_second(group: np.ndarray, free: np.ndarray, kinds: Sequence[np.ndarray]) -> np.ndarray:
+    """Which examples are in every second group of the free ones, by kind of group: bool [all examples].
+
+    Args:
+        group: of every example.
+        free: examples to divide, in random order.
+        kinds: bool [examples] each; groups with an example of the same kinds are divided evenly.
+    """
+    has = np.stack([np.bincount(group, kind) > 0 for kind in kinds], axis=1)
+    seen: Counter[tuple[bool, ...]] = Counter()
+    chosen = []
+    for number in dict.fromkeys(group[free].tolist()):
+        kind = tuple(has[number].tolist())
+        seen[kind] += 1
+        if seen[kind] % 2 == 0:
+            chosen.append(number)
+    return np.isin(group, chosen)
 
 
 def _some(found: np.ndarray, what: str, query: str) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 from coar.attributions import Attributions
 from coar.editing.columns import Columns, positions_of, require_disjoint
 from coar.editing.protection import protected_components
-from coar.editing.sweep import Direction, Ranking
+from coar.editing.ranked import Direction
+from coar.editing.sweep import Ranking
 from coar.errors import EditError
 
 

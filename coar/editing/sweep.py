@@ -1,4 +1,4 @@
-"""Sweep: ablate the first components of a ranking really, more and more of them, and choose how many.
+"""Sweep: ablate the first components of a ranking really, more and more of them.
 
 Four sets of examples play four parts and must not overlap: targets (whose outputs are to change), references
 (whose outputs are not), a holdout (which chooses the size), and whatever the caller reports on afterwards.
@@ -8,75 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from coar.attributions import Attributions
 from coar.axes import Axis
 from coar.editing.columns import Columns, positions_in, require_disjoint
 from coar.editing.curve import Curve
 from coar.editing.protection import Protect, protected_groups
+from coar.editing.ranked import Ranked
 from coar.errors import EditError
 from coar.experiments.base import Experiment
 from coar.progress import progress_bar
 from coar.work import require_storable
 
-if TYPE_CHECKING:
-    import pandas
-
-Direction = Literal["raise", "lower"]
-
 
 @dataclass(frozen=True, repr=False)
-class Ranking:
-    """Components in the order in which to ablate them.
-
-    Attributes:
-        order: int64 [components that are not protected], first the one to ablate first.
-        scores: float64 [components]; the lowest (to raise) or highest (to lower) come first.
-        targets: positions of the target columns in the attributions.
-        references: positions of the reference columns.
-        attributions: what was ranked.
-        direction: "raise" or "lower".
-        score: "welch" or "difference".
-        protected: patterns of components that are never ablated.
-    """
-
-    order: np.ndarray
-    scores: np.ndarray
-    targets: np.ndarray
-    references: np.ndarray
-    attributions: Attributions
-    direction: Direction
-    score: str
-    protected: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        first = self.attributions.components.names[self.order[0]]
-        kept = len(self.scores) - len(self.order)
-        said = [f"{len(self.order)} components by {self.score}"]
-        said += [f"{self.spread} in the denominator"] if self.score == "welch" else []
-        said += [f"{kept} protected"] if kept else []
-        return f"Ranking({', '.join(said)}, first {first})"
-
-    @property
-    def spread(self) -> str:
-        """Whose spread is the yardstick of Welch's t: a single target, or reference, has none."""
-        if self.score != "welch":
-            return "none"
-        if len(self.targets) == 1:
-            return "reference spread"
-        return "target spread" if len(self.references) == 1 else "target and reference spread"
-
-    def table(self, count: int = 20) -> pandas.DataFrame:
-        """The first components: component, group, score."""
-        import pandas
-
-        axis, first = self.attributions.components, self.order[:count]
-        groups = axis.fields.get("group", np.array(["all"] * len(axis)))
-        names = [axis.names[i] for i in first]
-        return pandas.DataFrame({"component": names, "group": groups[first], "score": self.scores[first]})
+class Ranking(Ranked):
+    """Components in an order, to be ablated one after the other; attributes as of `Ranked`."""
 
     def sweep(
         self,
@@ -135,12 +83,6 @@ class Ranking:
                 outputs.append(values)
                 bar.update(1)
         return np.stack(outputs)
-
-    def mask(self, size: int) -> np.ndarray:
-        """Keep mask, bool [components], with the first `size` components ablated."""
-        keep = np.ones(len(self.scores), dtype=bool)
-        keep[self.order[:size]] = False
-        return keep
 
 
 def _sizes(sizes: Sequence[int], limit: int) -> tuple[int, ...]:
