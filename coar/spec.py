@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
@@ -127,35 +127,17 @@ ExperimentSpec = Annotated[
 ]
 
 
-class StudySpec(Setting):
-    """Everything a study is made of; see the module's text for an example."""
+class SpecFile(Setting):
+    """What one JSON file describes, with a format."""
 
     format: Literal[1] = 1
-    experiment: ExperimentSpec
-    estimator: Annotated[RowsEstimator | GateGradientsEstimator, Field(discriminator="name")]
-    design: Annotated[Design, Field(discriminator="name")]
-    outputs: dict[OutputName, OutputSpec]
-    execution: ExecutionSpec = ExecutionSpec()
-
-    @property
-    def digest(self) -> str:
-        """Digest of what may not differ between runs: all but execution, and how many rows or passes."""
-        return digest_json(self.identity())
-
-    def identity(self) -> dict[str, Any]:
-        """The parts that the digest covers."""
-        value = self.to_json()
-        value.pop("execution")
-        for name in GROWING:
-            value["estimator"].pop(name, None)
-        return value
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON form."""
         return self.model_dump(mode="json", exclude_none=True)
 
     @classmethod
-    def from_json(cls, value: Any, where: str = "spec") -> StudySpec:
+    def from_json(cls, value: Any, where: str = "spec") -> Self:
         """Validate a JSON value; `where` names the file in errors.
 
         Raises:
@@ -175,13 +157,36 @@ class StudySpec(Setting):
             raise SpecError(f"{where} is not a spec", got=str(error)[:200]) from None
 
     @classmethod
-    def load(cls, path: str | Path) -> StudySpec:
+    def load(cls, path: str | Path) -> Self:
         """Read a spec file."""
         try:
             value = read_json(Path(path), "spec")
         except StoreError as error:
             raise SpecError(error.what, expected=error.expected, got=error.got, todo=error.todo) from None
         return cls.from_json(value, str(path))
+
+
+class StudySpec(SpecFile):
+    """Everything a study is made of; see the module's text for an example."""
+
+    experiment: ExperimentSpec
+    estimator: Annotated[RowsEstimator | GateGradientsEstimator, Field(discriminator="name")]
+    design: Annotated[Design, Field(discriminator="name")]
+    outputs: dict[OutputName, OutputSpec]
+    execution: ExecutionSpec = ExecutionSpec()
+
+    @property
+    def digest(self) -> str:
+        """Digest of what may not differ between runs: all but execution, and how many rows or passes."""
+        return digest_json(self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        """The parts that the digest covers."""
+        value = self.to_json()
+        value.pop("execution")
+        for name in GROWING:
+            value["estimator"].pop(name, None)
+        return value
 
 
 def _require_format(found: Any, where: str) -> None:
@@ -224,7 +229,13 @@ def build_experiment(
         weights: path of model weights that the study keeps.
         allow_import: prefixes of modules that may be imported; None allows all.
     """
-    part = spec.experiment
+    return experiment_of(spec.experiment, weights, allow_import)
+
+
+def experiment_of(
+    part: ExperimentSpec, weights: str | None = None, allow_import: Sequence[str] | None = None
+) -> Experiment:
+    """As `build_experiment`, from the `experiment` part of a spec."""
     if isinstance(part, CustomExperimentSpec):
         kind = import_object(part.name, allow_import)
         if not (isinstance(kind, type) and hasattr(kind, "prepare")):

@@ -8,12 +8,15 @@ import pytest
 import torch
 
 import coar
+from coar.editing.edit_spec import EditSpec
 from coar.recipes import import_object
 from coar.spec import StudySpec, build_experiment
 from tests.conftest import require_or_skip
 
 FOLDER = Path(__file__).parents[1] / "specs"
-SPECS = {path.stem: StudySpec.load(path) for path in sorted(FOLDER.glob("*.json"))}
+FILES = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
+EDITS = {name: EditSpec.load(path) for name, path in FILES.items() if name.startswith("edit_")}
+SPECS = {name: StudySpec.load(path) for name, path in FILES.items() if name not in EDITS}
 # arXiv 2404.11534: components, ablations, share ablated, examples
 PUBLISHED = {
     "cifar_resnet": (2_304, 50_000, 0.10, 10_000),
@@ -40,17 +43,27 @@ def test_gate_gradients_of_digits_predict_the_ablations_that_rows_of_digits_are(
     assert gates.items() <= rows.items()
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", FILES)
 def test_names_a_task_factory_that_takes_its_arguments(name):
-    task = SPECS[name].experiment.task
+    task = (SPECS | EDITS)[name].experiment.task
     factory = import_object(task.factory)
     assert factory.is_task_factory
     inspect.signature(factory).bind(**task.args)
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_says_nothing_that_a_study_would_not_keep(name):
-    assert StudySpec.from_json(SPECS[name].to_json()) == SPECS[name]
+@pytest.mark.parametrize("name", FILES)
+def test_says_nothing_that_a_study_or_an_edit_would_not_keep(name):
+    spec = (SPECS | EDITS)[name]
+    assert type(spec).from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize("name", [name for name in EDITS if not name.endswith("_small")])
+def test_every_edit_has_a_small_one_that_changes_the_same_thing_and_a_script(name):
+    full, small = EDITS[name], EDITS[f"{name}_small"]
+    assert small.edit.direction == full.edit.direction
+    script = FOLDER.parent / "scripts" / f"{name}.sh"
+    require_or_skip("scripts", script.parent.is_dir(), "an installation without scripts/")
+    assert name in script.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -161,8 +161,8 @@ def draw_parts(
         compared,
         _some(free[kept[free] & ~judging[free]], "holdout", references if guarded is None else guarded),
         _some(free[kept[free] & judging[free]], "report", references if guarded is None else guarded),
-        _some(free[wanted[free] & ~judging[free]], "target_holdout", targets),
-        _some(free[wanted[free] & judging[free]], "target_report", targets),
+        _any(free[wanted[free] & ~judging[free]]),
+        _any(free[wanted[free] & judging[free]]),
     )
 
 
@@ -242,3 +242,8 @@ def _some(found: np.ndarray, what: str, query: str) -> np.ndarray:
             todo="ask for fewer targets or references, or give the task more examples",
         )
     return np.sort(found)
+
+
+def _any(found: np.ndarray) -> np.ndarray | None:
+    """None where every example that answers the targets' query is a target."""
+    return np.sort(found) if len(found) else None
