@@ -70,7 +70,7 @@ def make_task(
     loaded, texts, ids, encode = load(data, model, network, num_examples, max_length)
     loaded.config.use_cache = False  # keys and values of past tokens are of no use here
     stories = [encode(text) for text in texts]
-    _require_two_tokens(stories, ids)
+    require_two_tokens(stories, ids)
     lengths = [len(tokens) for tokens in stories]
     return Task(
         loaded.eval(),
@@ -121,14 +121,10 @@ def _published(
             got=f"network={name!r} and small=False",
             todo="pass model= for a name on the hub, or a folder",
         )
-    transformers = library("transformers", "language")
-    source = model or MODEL
-    with _explained(f"the model {source}", "pass model=, a folder that save_pretrained wrote"):
-        network = transformers.GPT2LMHeadModel.from_pretrained(source)
-        tokenizer = transformers.GPT2TokenizerFast.from_pretrained(source)
+    network, tokenizer = load_published(model or MODEL)
     longest = min(tokenizer.model_max_length, network.config.n_positions)
     stories = read_stories(data or STORIES)
-    first = _first_of_the_last(NUM_EXAMPLES if num_examples is None else num_examples, len(stories))
+    first = first_of_the_last(NUM_EXAMPLES if num_examples is None else num_examples, len(stories))
     texts = [str(text) for text in stories[first:]["text"]]
 
     def encode(text: str) -> Tensor:
@@ -136,6 +132,14 @@ def _published(
         return torch.tensor(ids, dtype=torch.int64)
 
     return network, texts, [str(i) for i in range(first, len(stories))], encode
+
+
+def load_published(source: str) -> tuple[Any, Any]:
+    """GPT-2 and its tokenizer, by name on the Hugging Face hub or out of a folder that has both."""
+    transformers = library("transformers", "language")
+    with _explained(f"the model {source}", "pass model=, a folder that save_pretrained wrote"):
+        network = transformers.GPT2LMHeadModel.from_pretrained(source)
+        return network, transformers.GPT2TokenizerFast.from_pretrained(source)
 
 
 def read_stories(name: str) -> Any:
@@ -161,14 +165,9 @@ def _small(
     network: Any
     network, vocabulary = small_gpt2(network=NETWORK if name is None else name)
     length = min(max_length or SMALL_LENGTH, network.config.n_positions)
-    texts = _passages(data, length)
-    if unknown := sorted(set("".join(texts)) - vocabulary.keys()):
-        raise TaskError(
-            f"the text {data or TEXT} has letters that the model does not know",
-            expected="".join(vocabulary).strip(),
-            got=", ".join(map(repr, unknown[:5])),
-        )
-    first = _first_of_the_last(len(texts) if num_examples is None else num_examples, len(texts))
+    texts = passages(data, length)
+    require_known_letters(texts, vocabulary, data or TEXT)
+    first = first_of_the_last(len(texts) if num_examples is None else num_examples, len(texts))
 
     def encode(passage: str) -> Tensor:
         return torch.tensor([vocabulary[letter] for letter in passage], dtype=torch.int64)
@@ -176,7 +175,17 @@ def _small(
     return network, texts[first:], [str(i) for i in range(first, len(texts))], encode
 
 
-def _passages(data: str | None, length: int) -> list[str]:
+def require_known_letters(texts: Sequence[str], vocabulary: dict[str, int], name: str) -> None:
+    """Raise `TaskError` where texts, out of a file of this name, have letters without a token."""
+    if unknown := sorted(set("".join(texts)) - vocabulary.keys()):
+        raise TaskError(
+            f"the text {name} has letters that the model does not know",
+            expected="".join(vocabulary).strip(),
+            got=", ".join(map(repr, unknown[:5])),
+        )
+
+
+def passages(data: str | None, length: int) -> list[str]:
     """The sample's passages, which did not train the model, or pieces of a text file, without rests."""
     if data is None:
         return [json.loads(line)[:length] for line in read_sample(TEXT).decode().splitlines()]
@@ -185,13 +194,15 @@ def _passages(data: str | None, length: int) -> list[str]:
     return [text[start : start + length] for start in range(0, len(text) - length + 1, length)]
 
 
-def _first_of_the_last(count: int, total: int) -> int:
+def first_of_the_last(count: int, total: int) -> int:
+    """Position of the first of the last `count` out of `total`."""
     if not 1 <= count <= total:
         raise SettingError("num_examples out of range", expected=f"1 to {total}", got=count)
     return total - count
 
 
-def _require_two_tokens(stories: Sequence[Tensor], ids: Sequence[str]) -> None:
+def require_two_tokens(stories: Sequence[Tensor], ids: Sequence[str]) -> None:
+    """Raise `TaskError` for a story without a next token."""
     for tokens, name in zip(stories, ids, strict=True):
         if len(tokens) < 2:
             raise TaskError(f"story {name} has no next token", expected="at least 2 tokens", got=len(tokens))
