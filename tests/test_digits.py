@@ -32,7 +32,7 @@ def test_it_reads_98_percent_of_the_images_that_it_has_not_seen(weights):
 
 
 def test_training_images_and_examples_are_disjoint():
-    images, _, order = digits._load(seed=0)
+    images, _, order = digits.load_images(seed=0)
     assert sorted(order) == list(range(1797))
     assert len(order[: digits.NUM_TRAIN]) + 700 == len(images)
 

@@ -42,7 +42,7 @@ def make_task(seed: int = 0, num_examples: int = 700, weights: str | None = None
     >>> len(task)                                                               # doctest: +SKIP
     50
     """
-    images, labels, order = _load(seed)
+    images, labels, order = load_images(seed)
     test = order[NUM_TRAIN:]
     if not 1 <= num_examples <= len(test):
         raise SettingError("num_examples out of range", expected=f"1 to {len(test)}", got=num_examples)
@@ -122,21 +122,28 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
             bar.update(1)
 
 
-def show(item: Any, ax: Any) -> None:
-    """Draw an image with its label on a matplotlib Axes."""
-    image, label = item
-    ax.imshow(image[0].numpy(), cmap="gray_r")
-    ax.set_title(f"a {int(label)}")
-    ax.set_axis_off()
+def load_images(seed: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """All images, float [1797, 1, 8, 8] (mean 0, deviation 1), their digits, and an order of them.
 
+    The first `NUM_TRAIN` of the order are for training.
 
-def _load(seed: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    Args:
+        seed: of the order.
+    """
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels / 16.0, dtype=torch.float32).view(-1, 1, 8, 8)
     images = (images - 0.3053) / 0.3763  # mean and deviation over all pixels
     return images, torch.tensor(labels), permutation(seed, "digits split", 0, len(images))
+
+
+def show(item: Any, ax: Any) -> None:
+    """Draw an image with its label on a matplotlib Axes."""
+    image, label = item
+    ax.imshow(image[0].numpy(), cmap="gray_r")
+    ax.set_title(f"a {int(label)}")
+    ax.set_axis_off()
 
 
 def _moved(images: Tensor, down: int, right: int) -> Tensor:
