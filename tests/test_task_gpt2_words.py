@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import coar
+from coar.baselines import attribution_patching
+from coar.editing import Effect
 from coar.errors import SettingError, TaskError
 from coar.tasks import gpt2, gpt2_words
 from coar.tasks.gpt2_network import small_gpt2
@@ -134,7 +136,8 @@ class TestOutput:
             for place in range(len(tokens) - len(WORD), len(tokens)):
                 product *= float(logits[place - 1].softmax(dim=0)[tokens[place]])
             output = small.outputs["log_probability"](small.model, small.batch([index])).numpy()
-            assert np.exp(output).tolist() == pytest.approx([product], rel=1e-4)
+            found = gpt2_words.probabilities(small, output, [index])
+            assert found.tolist() == pytest.approx([product], rel=1e-4)
 
     @torch.no_grad()
     def test_the_loss_elsewhere_gives_every_letter_the_same_weight(self, small):
@@ -146,6 +149,30 @@ class TestOutput:
         assert gpt2_words.mean_loss(small, outputs, examples) == pytest.approx(float(loss), rel=1e-5)
         twice = gpt2_words.mean_loss(small, np.stack([outputs, 2 * outputs]), examples)
         assert twice.tolist() == pytest.approx([float(loss), 2 * float(loss)], rel=1e-5)
+
+    def test_what_an_edit_did_is_told_by_probabilities_and_by_the_loss_of_letters(self, small):
+        words, others = of_kind(small, "word")[:3], of_kind(small, "elsewhere")[:2]
+        before, after = np.log([0.1, 0.2, 0.3]), np.log([0.01, 0.02, 0.27])  # of whole words
+        effect = Effect(before / len(WORD), after / len(WORD))
+        assert gpt2_words.fall(small, effect, words) == pytest.approx(1 - 0.30 / 0.60)
+        letters = small.metadata.counted[others].to_numpy()
+        losses = np.array([1.0, 2.0]), np.array([1.5, 2.0])  # per letter, before and after
+        effect = Effect(-losses[0], -losses[1])
+        expected = (letters @ losses[1]) / (letters @ losses[0]) - 1
+        assert gpt2_words.loss_rise(small, effect, others) == pytest.approx(expected)
+
+    def test_what_is_needed_elsewhere_is_what_references_lose_by(self, small):
+        experiment = coar.ComponentAblation(
+            small, coar.find_components(small.model, kinds=["attention_head"])
+        )
+        others = of_kind(small, "elsewhere")[:12]
+        found = attribution_patching(experiment, examples=others.tolist(), progress=False)
+        weights = found.rows(range(6)).mean(axis=0)
+        limit = float(np.median(weights))
+        needed = gpt2_words.needed_elsewhere(found, np.arange(6), limit=limit)
+        names = experiment.components.names
+        assert 0 < len(needed) < len(names)
+        assert needed == [name for name, weight in zip(names, weights, strict=True) if weight > limit]
 
     @torch.no_grad()
     def test_does_not_depend_on_the_padding(self, small):
@@ -244,7 +271,7 @@ class TestFullSize:
         outputs = result.curve.outputs[:, chosen]
         step = result.curve.sizes.index(len(result.edit.names))
         assert outputs[step].mean() < outputs[0].mean()
-        before, after = np.exp(outputs[[0, step]])
+        before, after = gpt2_words.probabilities(task, outputs[[0, step]], chosen)
         assert after.mean() < before.mean()
 
     def test_its_recipe_makes_it_again(self, task):

@@ -4,9 +4,8 @@ The text is cut into passages. Every passage is an example of kind `elsewhere`, 
 but those of the word. For every time that the word stands in it, whole and with some context before, there
 is an example of kind `word` as well: the passage up to the end of the word, in which only its tokens count.
 
-The output is the log-probability of the tokens that count, all of them together: their sum. So exp of it is
-the probability of the word, the product over its tokens; and an edit weighs a word against a whole passage,
-whose loss is `mean_loss`.
+The output is the mean log-probability of the tokens that count: in examples of kind `elsewhere`, minus the
+loss. The probability of a word is the product over its tokens, exp(count x output): see `probabilities`.
 
 | | model | text |
 |---|---|---|
@@ -28,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coar.attributions import Attributions
+from coar.editing.effect import Effect
 from coar.errors import SettingError, TaskError
 from coar.outputs import token_log_probability
 from coar.recipes import task_factory
@@ -37,6 +38,7 @@ from coar.tasks.data_folder import find_data
 from coar.tasks.gpt2 import IGNORED
 
 OUTPUT, TEXT, HELD_OUT = "log_probability", "tinyshakespeare.txt", 10  # per cent of the text
+NEEDED = 0.0015  # nats; a thousandth of the small GPT-2's loss
 MIN_CONTEXT = 16  # with less, a model can hardly know what comes next
 
 
@@ -106,7 +108,7 @@ def make_task(
     return Task(
         network.eval(),
         items,
-        outputs={OUTPUT: log_probability},
+        outputs={OUTPUT: token_log_probability},
         collate=collate,
         metadata=metadata,
         show=show,
@@ -127,21 +129,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return gpt2.collate(items) | {"labels": padded}
 
 
-def log_probability(model: nn.Module, batch: Any) -> Tensor:
-    """Log-probability of all tokens that count, together, in nats, [batch]: the sum over them.
-
-    exp of it is the probability of the word, in examples of kind "word".
-
-    >>> logits = torch.zeros(1, 3, 2)
-    >>> log_probability(nn.Identity(), (logits, torch.tensor([[-100, 0, 1]]))).exp()
-    tensor([0.2500])
-    """
-    labels = batch["labels"] if isinstance(batch, dict) else batch[1]
-    return token_log_probability(model, batch) * (labels[:, 1:] != IGNORED).sum(dim=1)
-
-
-def mean_loss(task: Task, outputs: np.ndarray, examples: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Mean loss per token that counts, in nats.
+def probabilities(task: Task, outputs: np.ndarray, examples: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Probability of the tokens that count, all of them together: exp(count x mean log-probability).
 
     Args:
         task: made by `make_task`.
@@ -149,10 +138,58 @@ def mean_loss(task: Task, outputs: np.ndarray, examples: Sequence[int] | np.ndar
         examples: their positions in the task.
 
     Returns:
-        float64 [...].
+        float64, of the shape of `outputs`; in examples of kind "word", the probability of the word.
     """
-    counted = task.metadata["counted"].to_numpy()[np.asarray(examples)]
-    return -np.asarray(outputs, dtype=np.float64).sum(axis=-1) / counted.sum()  # type: ignore[no-any-return]
+    return np.exp(np.asarray(outputs, dtype=np.float64) * _counted(task, examples))
+
+
+def mean_loss(task: Task, outputs: np.ndarray, examples: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Mean loss per token that counts, in nats: every token has the same weight, not every example.
+
+    Args and shapes as in `probabilities`; returns float64 [...].
+    """
+    losses = -np.asarray(outputs, dtype=np.float64)
+    return np.average(losses, axis=-1, weights=_counted(task, examples))
+
+
+def fall(task: Task, effect: Effect, examples: Sequence[int] | np.ndarray) -> float:
+    """By which share the mean probability of the word fell; 0.9 is by nine tenths.
+
+    Args:
+        task: made by `make_task`.
+        effect: of an edit on these examples, in `log_probability`.
+        examples: of kind "word", their positions in the task.
+    """
+    before, after = (probabilities(task, part, examples).mean() for part in (effect.before, effect.after))
+    return float(1 - after / before)
+
+
+def loss_rise(task: Task, effect: Effect, examples: Sequence[int] | np.ndarray) -> float:
+    """By which share the mean loss rose; 0.01 is by one per cent.
+
+    Args as in `fall`; examples are of kind "elsewhere".
+    """
+    before, after = (mean_loss(task, part, examples) for part in (effect.before, effect.after))
+    return float(after / before - 1)
+
+
+def needed_elsewhere(
+    attributions: Attributions, references: Sequence[int | str] | np.ndarray, limit: float = NEEDED
+) -> list[str]:
+    """Components that everything else needs: an edit should not ablate them, whatever they do for the word.
+
+    Args:
+        attributions: of `log_probability`.
+        references: their columns of kind "elsewhere".
+        limit: names are of components without which the mean output of the references would fall by more,
+            as far as the attributions know.
+    """
+    weights = attributions.rows(references).mean(axis=0)
+    return [attributions.components.names[i] for i in np.flatnonzero(weights > limit)]
+
+
+def _counted(task: Task, examples: Sequence[int] | np.ndarray) -> np.ndarray:
+    return task.metadata["counted"].to_numpy()[np.asarray(examples)]
 
 
 def show(item: dict[str, Any], ax: Any) -> None:
