@@ -137,7 +137,7 @@ def last_layer(model: nn.Module, task: Task) -> str:
     try:
         with torch.no_grad():
             function = next(iter(task.outputs.values()))
-            function(model, _placed(task.batch([0]), next(model.parameters()).device))
+            function(model, _placed(task.batch([0]), task.device))
     finally:
         for hook in hooks:
             hook.remove()
