@@ -211,6 +211,16 @@ class TestAttack:
         torch.testing.assert_close(pixels[:6], task.batch(range(0, 12, 2))[0], rtol=0, atol=0)
         assert (pixels[:6] != pixels[6:]).flatten(1).any(dim=1).all()
 
+    @pytest.mark.parametrize("attack", ["none", "label", "both"])
+    def test_the_image_without_what_is_written_has_a_name(self, make, attack):
+        table, clean = make(attack=attack, num_examples=6).metadata, make(num_examples=6).metadata.id.tolist()
+        assert table.image.tolist() == (2 if attack == "both" else 1) * clean
+        names = [
+            f"{image}+{word}" if word else image
+            for image, word in zip(table.image, table.written, strict=True)
+        ]
+        assert table.id.tolist() == names
+
     @pytest.mark.parametrize("shape", [(300, 224), (224, 400)])
     @pytest.mark.parametrize("corner", [(0.0, 0.0), (0.999, 0.999), (0.5, 0.2)])
     @pytest.mark.parametrize("words", ["dog", "great white shark", "a very long name of some class " * 2])

@@ -107,7 +107,8 @@ def make_task(
         templates: prompts with `{}` for the class's name; their embeddings are averaged.
         text: whether ablations reach the text tower, see the module's text.
         attack: "label" writes the name of a wrong class on every image; "both" has every image
-            without, and then every image with it, told apart by `subpopulation` in the metadata.
+            without, and then every image with it, told apart by `subpopulation` in the metadata; `image`
+            names what the two have in common, `written` what is on it.
         seed: of the wrong classes and where they are written.
         num_examples: how many images, at even distances; None takes all.
         cache: folder for a file of decoded images, written at first use.
@@ -268,7 +269,9 @@ def _with_wrong_name(images: Images, index: int, seed: int) -> Picture:
 def _metadata(images: Images) -> dict[str, list[Any]]:
     words = [picture.words for picture in images.sources]
     state = ["attacked" if written else "clean" for written in words]
-    return images.metadata() | {"written": words, "subpopulation": state}
+    both = zip(images.ids, words, strict=True)
+    image = [name.removesuffix(f"+{written}") if written else name for name, written in both]
+    return images.metadata() | {"image": image, "written": words, "subpopulation": state}
 
 
 def _path(picture: Picture) -> str | None:
