@@ -45,6 +45,16 @@ def make_task_of_two_outputs(contributions: list[list[float]]) -> Task:
     return Task(task.model, task.dataset, outputs=outputs, metadata=task.metadata, device="cpu")
 
 
+@task_factory
+def make_labelled_task() -> Task:
+    """Twelve examples that components 0 and 1 hold back together, and forty others."""
+    held_back, other = [-2.0, -1.9, 1.5, -0.55, 0.0], [0.1, 0.2, 1.5, -0.5, 0.0]
+    more = [0.0, 0.1, 1.5, -0.6, 0.1]
+    task = make_task([held_back] * 12 + [other, more] * 20)
+    metadata = {"id": task.metadata["id"], "kind": ["held back"] * 12 + ["other"] * 40}
+    return Task(task.model, task.dataset, outputs=task.outputs, metadata=metadata, device="cpu")
+
+
 def make_experiment(contributions) -> ComponentAblation:
     task = make_task(np.asarray(contributions, dtype=float).tolist())
     return ComponentAblation(task, find_components(task.model, kinds=["neuron"], include=["hidden"]))

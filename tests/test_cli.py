@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pandas
@@ -20,50 +19,8 @@ from tests.contributions import make_task
 
 VERBS = [
     *("demo", "doctor", "components", "plan", "init", "run", "status", "extend", "fit", "evaluate", "edit"),
-    *("import", "export", "check", "baseline"),
+    *("import", "export", "check", "baseline", "make-edit"),
 ]
-
-
-@pytest.fixture
-def coar(monkeypatch, capsys):
-    """`coar("run", folder)` is that command; returns exit status, standard output, standard error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["coar", *map(str, words)])
-        with warnings.catch_warnings():  # the command line prints them instead
-            warnings.simplefilter("default")
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def works(coar):
-    """As `coar`, for commands that must succeed; returns standard output."""
-
-    def call(*words):
-        status, out, err = coar(*words)
-        assert status == 0, err
-        return out
-
-    return call
-
-
-@pytest.fixture
-def fails(coar):
-    """As `coar`, for commands that must not; returns standard error, which is no traceback."""
-
-    def call(*words):
-        status, out, err = coar(*words)
-        assert status == 1, (status, out, err)
-        assert "Traceback" not in err
-        assert err.startswith("coar: ")
-        return err
-
-    return call
 
 
 def contributions():

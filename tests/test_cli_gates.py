@@ -4,58 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import warnings
 
 import numpy as np
 import pytest
 
-from coar import cli
 from coar.attributions import Attributions
 from coar.editing import Edit
 from coar.gradients import GateGradientStudy
 from tests.contributions import make_task
-
-
-@pytest.fixture
-def coar(monkeypatch, capsys):
-    """`coar("run", folder)` is that command; returns exit status, standard output, standard error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["coar", *map(str, words)])
-        with warnings.catch_warnings():  # the command line prints them instead
-            warnings.simplefilter("default")
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def works(coar):
-    """As `coar`, for commands that must succeed; returns standard output."""
-
-    def call(*words):
-        status, out, err = coar(*words)
-        assert status == 0, err
-        return out
-
-    return call
-
-
-@pytest.fixture
-def fails(coar):
-    """As `coar`, for commands that must not; returns standard error, which is no traceback."""
-
-    def call(*words, status=1):
-        found, out, err = coar(*words)
-        assert found == status, (found, out, err)
-        assert "Traceback" not in err
-        return err
-
-    return call
 
 
 def contributions():
