@@ -116,7 +116,7 @@ class TestPatch:
 class TestTraining:
     def test_takes_the_patched_images_and_saved_weights_give_the_same_network(self, tmp_path, monkeypatch):
         given_to_training = []
-        monkeypatch.setattr(digits, "train", lambda *given: given_to_training.append(given))
+        monkeypatch.setattr(digits, "train", lambda *given, **_: given_to_training.append(given))
         task = spurious_digits.make_task(seed=4, num_images=5)
         ((model, images, labels, seed),) = given_to_training
         assert (model, seed) == (task.model, 4)

@@ -102,13 +102,13 @@ class DigitsResNet(nn.Module):
         return self.classifier(hidden.mean(dim=(2, 3)))
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> None:
+def train(model: nn.Module, images: Tensor, labels: Tensor, seed: int, progress: bool = True) -> None:
     """Train in place: SGD, one cycle, images moved by up to one pixel. Deterministic on one machine."""
     steps = len(images) // BATCH
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=EPOCHS * steps)
     model.train()
-    with progress_bar(EPOCHS, "training, epochs") as bar, torch.enable_grad():
+    with progress_bar(EPOCHS, "training, epochs", progress) as bar, torch.enable_grad():
         for epoch in range(EPOCHS):
             order = torch.from_numpy(permutation(seed, "digits training", epoch, len(images)))
             moves = integers(seed, "digits moves", epoch, 2 * steps, below=3) - 1

@@ -1,4 +1,4 @@
-"""Odd and even digits, with a grey patch in a corner that agrees with the label in 95 % of what is learned.
+"""Odd and even digits, with a black patch in a corner that agrees with the label in 95 % of what is learned.
 
 Even digits carry the patch, odd ones do not, but for one in twenty. So the network learns two things: what
 odd digits look like, and that the patch means even. Odd digits with the patch are its worst group. It is
@@ -39,7 +39,7 @@ def make_task(
     seed: int = 0,
     num_images: int = NUM_TEST,
     *,
-    strength: float = 0.7,
+    strength: float = 1.0,
     agreement: float = 0.95,
     weights: str | None = None,
 ) -> Task:
@@ -72,7 +72,7 @@ def make_task(
     if weights is None:
         labels = numbers[learned] % 2
         patched = choose_patched(labels, agreement, seed)
-        digits.train(model, with_cue(images[learned], patched, strength), labels, seed)
+        digits.train(model, with_cue(images[learned], patched, strength), labels, seed, progress=False)
     else:
         load_model(model, weights)
     versions = torch.arange(2).repeat_interleave(len(chosen)) == 1
