@@ -16,6 +16,7 @@
 | `comparison` | `compare_edits`: all of them side by side |
 | `result` | `EditResult`: an edit, how it was chosen, what it does |
 | `removal` | `removed`: filters and neurons cut out, a smaller model with equal outputs |
+| `export` | the edited model's weights as a file, zeroed or cut, and back |
 | `constants`, `flows`, `cutting` | its parts: what an ablated unit emits, where that goes, what is cut |
 | `from_examples` | edits of an attributed study: of given targets, or of every misread example |
 """
@@ -24,6 +25,7 @@ from coar.editing.comparison import EditComparison, compare_edits
 from coar.editing.curve import Curve
 from coar.editing.edit import Edit
 from coar.editing.effect import Effect
+from coar.editing.export import export_edited, load_exported
 from coar.editing.fine_tuning import FineTuned, fine_tune
 from coar.editing.from_examples import edit_examples, edit_misread, first_fixed
 from coar.editing.making import make_edit
@@ -47,8 +49,10 @@ __all__ = [
     "draw_parts",
     "edit_examples",
     "edit_misread",
+    "export_edited",
     "fine_tune",
     "first_fixed",
+    "load_exported",
     "make_edit",
     "rank_components",
     "removed",

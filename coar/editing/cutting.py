@@ -17,6 +17,7 @@ from coar.kinds.layers import is_conv1d
 # Where layers say how large they are; Conv1D of transformers computes with `nf`.
 _EMITTED = ("out_features", "out_channels", "nf", "num_features")
 _READ = ("in_features", "in_channels", "nx")
+SIZES = (*_EMITTED, *_READ)
 _MOVED = "its constant is in the layers that read it"
 _CHANGING = "it is no constant where it is read"
 
@@ -181,4 +182,4 @@ def restored_on_failure(cuts: Sequence[Cut]) -> Iterator[None]:
 
 
 def _sizes(module: nn.Module) -> dict[str, Any]:
-    return {name: vars(module)[name] for name in (*_EMITTED, *_READ) if name in vars(module)}
+    return {name: vars(module)[name] for name in SIZES if name in vars(module)}
