@@ -46,14 +46,20 @@ def export_edited(
         EditError: an edit of another model, or outputs that differ after the cut.
 
     >>> import tempfile
-    >>> from coar.testing import linear_experiment
-    >>> experiment, _ = linear_experiment()
-    >>> model, edit = experiment.task.model, Edit.of(experiment, [2, 5])
+    >>> from coar import ComponentAblation, Task, find_components
+    >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    >>> task = Task(model, torch.utils.data.TensorDataset(torch.ones(5, 2), torch.zeros(5).long()))
+    >>> hidden = find_components(model, kinds=["neuron"], include=["0"])
+    >>> edit = Edit.of(ComponentAblation(task, hidden), [1, 3])
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     written = export_edited(model, edit, Path(folder) / "edited.safetensors", torch.ones(1, 4))
+    ...     written = export_edited(model, edit, Path(folder) / "edited.safetensors", torch.ones(1, 2))
     ...     smaller = load_exported(model, written)
-    >>> model.hidden.out_features, smaller.hidden.out_features
-    (12, 10)
+    >>> smaller
+    Sequential(
+      (0): Linear(in_features=2, out_features=2, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=2, out_features=3, bias=True)
+    )
     """
     form = "zeroed" if example_inputs is None else "removed"
     edited = edit.apply(model) if example_inputs is None else removed(model, edit, example_inputs).model
