@@ -194,7 +194,7 @@ def edit_comparison(comparison: Any, ax: Any = None) -> Any:
         The Axes.
     """
     table = comparison.table.iloc[::-1]  # the first one on top
-    ax = ax or new_figure(width=6.0, height=1.3 + 0.45 * len(table))[1][0]
+    ax = ax or new_figure(width=6.0, height=1.5 + 0.45 * len(table))[1][0]
     places = np.arange(len(table))
     for number, (name, marker) in enumerate([("targets", "o"), ("others", "s")]):
         colour, before = COLOURS[number], float(table[f"{name}_before"].mean())
@@ -206,7 +206,7 @@ def edit_comparison(comparison: Any, ax: Any = None) -> Any:
     ax.set_ylim(-0.6, len(table) - 0.4)
     ax.grid(axis="y", color="#eeeeee")
     _scale(ax, table)
-    ax.legend(frameon=False, ncols=4, fontsize=8, **_ABOVE)
+    ax.legend(frameon=False, ncols=2, fontsize=8, **_ABOVE)
     return plain(ax)
 
 
