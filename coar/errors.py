@@ -93,6 +93,10 @@ class EditError(CoarError, ValueError):
     """Targets, references or guards of an edit contradict each other."""
 
 
+class GuardError(EditError):
+    """No edit moves the targets within its guard; says the best that could be done. Nothing was applied."""
+
+
 class MissingDependencyError(CoarError, ImportError):
     """An optional library is needed here and is not installed."""
 

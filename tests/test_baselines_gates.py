@@ -26,7 +26,7 @@ from coar.gradients.draws import GateDraws
 from coar.gradients.passes import GatePasses
 from coar.outputs import margin
 from coar.task import Task
-from coar.testing import SubsetMean, linear_experiment
+from coar.testing import SubsetMean, linear_experiment, residual_experiment
 from tests import cases, naive
 from tests.refused import refused
 
@@ -170,6 +170,16 @@ def test_integrated_gradients_sum_to_the_difference_of_the_ends():
     assert errors[0] > 0.005  # or there was nothing to integrate
     assert errors[1] < errors[0] / 8  # the midpoint rule: 16 times smaller
     assert errors[2] < errors[1] / 8
+
+
+@pytest.mark.parametrize("gates", [1.0, 0.9])
+def test_patching_of_some_examples_is_that_of_all(gates):
+    experiment = residual_experiment()
+    whole = attribution_patching(experiment, gates=gates, progress=False)
+    some = attribution_patching(experiment, gates=gates, examples=[4, 1, 2], batch_size=2, progress=False)
+    assert some.columns.names == tuple(whole.columns.names[i] for i in (1, 2, 4))
+    np.testing.assert_allclose(some.weights, whole.rows([1, 2, 4]), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(some.intercept, np.asarray(whole.intercept)[[1, 2, 4]], rtol=1e-5, atol=1e-6)
 
 
 def test_one_step_is_patching_half_way():

@@ -13,7 +13,7 @@ import coar
 from coar.editing import EditParts, compare_edits, fine_tune, make_edit
 from coar.editing.choice import Sizes
 from coar.editing.fine_tuning import last_layer
-from coar.errors import AxisError, EditError
+from coar.errors import AxisError, EditError, GuardError
 from coar.experiments.ablation import ComponentAblation
 from coar.task import Task
 from tests.contributions import make_attributions, make_experiment
@@ -198,9 +198,17 @@ def test_all_methods_side_by_side(experiment):
             assert table.targets_after[name] == result.judged.accuracy_after
 
 
-def test_an_unknown_method_is_refused(experiment):
-    with refused(EditError, "unknown method", "fine_tuning"):
-        compare_edits(experiment, PARTS, methods=["magic"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"methods": ["magic"]}, ("unknown method", "fine_tuning")),
+        ({"score": "t"}, ("unknown score",)),  # and not a line that says that nothing could be done
+        ({"sizes": [9]}, ("sizes out of range",)),
+    ],
+)
+def test_what_is_wrong_for_all_methods_is_refused(experiment, options, words):
+    with refused(EditError, *words):
+        compare_edits(experiment, PARTS, **{"passes": 8, "sizes": [1]} | options)
 
 
 # -------------------------------------------------------------------------------------------- fine-tuning
@@ -247,8 +255,21 @@ def test_fine_tuning_trains_a_copy_of_the_last_layer_alone():
     np.testing.assert_allclose(found.target_report.after, outputs.numpy(), atol=1e-6)
 
 
+def test_fine_tuning_is_guarded_for_groups_as_well():
+    experiment = make_digits()
+    task = experiment.task
+    group = {"group": ["a" if i in range(30, 50) else "b" for i in range(60)]}
+    grouped = Task(task.model, task.dataset, metadata=group, device="cpu")
+    experiment = ComponentAblation(grouped, experiment.component_set)
+    options = {"learning_rate": 0.02, "max_accuracy_drop": 0.07}
+    free = fine_tune(experiment, TUNED, **options)
+    assert fine_tune(experiment, TUNED, protect={"group": ["a"]}, **options).steps == free.steps
+    guarded = fine_tune(experiment, TUNED, protect="group", **options)
+    assert guarded.steps < free.steps  # group b loses twice as much as the whole
+
+
 def test_fine_tuning_within_no_guard_is_refused():
-    with refused(EditError, "nothing was applied"):
+    with refused(GuardError, "nothing was applied"):
         fine_tune(make_digits(), TUNED, direction="lower", max_accuracy_drop=0.0, learning_rate=1e-12)
 
 

@@ -148,3 +148,12 @@ def test_what_compares_may_be_what_must_hold():
     parts = EditParts([0], [1], [2, 3], [4, 5], target_holdout=[3], target_report=[4]).located(AXIS)
     assert parts.compared.tolist() == [3]
     assert parts.judging.tolist() == [4]
+
+
+def test_parts_drawn_by_example_are_not_columns_of_tokens():
+    parts = draw_parts(LABELS, "label == 1", "label == 0", num_targets=5, num_references=5)
+    example = np.repeat(np.arange(60), 2)
+    names = [f"{e}:{i % 2}" for i, e in enumerate(example)]
+    tokens = Axis("columns", names, {}, {"example": example, "position": np.arange(120) % 2})
+    with refused(EditError, "several values per example", "120 columns of 60 examples"):
+        parts.located(tokens)

@@ -19,6 +19,7 @@ BUILTIN = {
     "ExecutorError": RuntimeError,
     "FitError": ValueError,
     "EditError": ValueError,
+    "GuardError": ValueError,
     "MissingDependencyError": ImportError,
 }
 NAMED = [

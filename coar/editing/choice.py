@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from coar.errors import EditError
+from coar.errors import EditError, GuardError
 
 OVERALL = "holdout"
 _EXACT = 1e-12  # a drop of exactly the limit is allowed, however its digits end
@@ -46,7 +46,7 @@ class Sizes:
             max_output_drop: of the mean output of the whole holdout and of every group; None asks nothing.
 
         Raises:
-            EditError: no size meets the guard and changes the targets; says the best that could be done.
+            GuardError: no size meets the guard and changes the targets; says the best that could be done.
         """
         if not 0 <= max_accuracy_drop <= 1:
             raise EditError(
@@ -76,7 +76,7 @@ class Sizes:
         """Largest drop of any group's mean output, the whole holdout included, [sizes]."""
         return np.max(list(self.output_drops.values()), axis=0)
 
-    def _cannot(self, limit: float, max_size: int | None, most_lost: float | None) -> EditError:
+    def _cannot(self, limit: float, max_size: int | None, most_lost: float | None) -> GuardError:
         groups = [name for name in self.drops if name != OVERALL]
         strongest = 1 + int(np.argmax(self.gain[1:]))  # size 0 is no edit
         got = f"best for the targets: {self._described(strongest)}"
@@ -84,7 +84,7 @@ class Sizes:
         if len(helping):
             gentlest = int(helping[np.argmin(self.worst[helping])])
             got += "" if gentlest == strongest else f"; least harm: {self._described(gentlest)}"
-        return EditError(
+        return GuardError(
             "no size of this edit moves the targets within the guard; nothing was applied",
             expected=self._guard(limit, most_lost)
             + (f", also of {', '.join(groups)}" if groups else "")

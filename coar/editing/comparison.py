@@ -14,7 +14,7 @@ from coar.editing.making import make_edit
 from coar.editing.parts import EditParts
 from coar.editing.ranked import Direction
 from coar.editing.result import EditResult
-from coar.errors import EditError
+from coar.errors import EditError, GuardError
 from coar.experiments.ablation import ComponentAblation
 from coar.rows import require_output
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 METHODS = ("gate_gradients", "derivative", "weight_norm", "random", "fine_tuning")
-GUARDS = ("max_accuracy_drop", "max_output_drop")  # what fine-tuning has in common with edits
+GUARDS = ("max_accuracy_drop", "max_output_drop", "protect")  # what fine-tuning has in common with edits
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,7 +97,7 @@ def compare_edits(
         options: of `make_edit`, the same for all.
 
     Raises:
-        EditError: parts that overlap, or an unknown method.
+        EditError: as `make_edit`, but where nothing is within the guard, which is a line of the table.
 
     >>> from coar.testing import linear_experiment
     >>> experiment, _ = linear_experiment()
@@ -129,7 +129,7 @@ def compare_edits(
                     output=name,
                     **options,
                 )
-        except EditError as error:
+        except GuardError as error:
             results[method], notes[method] = None, f"nothing within the guard: {error.got}"
     untouched = _untouched(experiment, name)
     accurate = name in experiment.accuracy_outputs

@@ -136,8 +136,8 @@ class Curve:
                 output does not say whether a prediction is right (a log-probability, say).
 
         Raises:
-            EditError: no size meets the guard and changes the targets; says the best that could be done.
-                Or there is nothing to guard by.
+            GuardError: no size meets the guard and changes the targets; says the best that could be done.
+            EditError: there is nothing to guard by.
         """
         if not self.has_accuracy and max_output_drop is None:
             raise EditError(

@@ -17,6 +17,7 @@ from coar.axes import Axis
 from coar.editing.choice import OVERALL, Sizes
 from coar.editing.effect import Effect
 from coar.editing.parts import EditParts, LocatedParts
+from coar.editing.protection import Protect, protected_groups
 from coar.editing.ranked import Direction
 from coar.errors import EditError
 from coar.experiments.ablation import ComponentAblation
@@ -68,6 +69,7 @@ def fine_tune(
     learning_rate: float = LEARNING_RATE,
     max_accuracy_drop: float = 0.005,
     max_output_drop: float | None = None,
+    protect: Protect | None = None,
 ) -> FineTuned:
     """Train the last linear layer on targets and references, and stop where the holdout says so.
 
@@ -82,26 +84,30 @@ def fine_tune(
         learning_rate: of Adam.
         max_accuracy_drop: on the holdout, as a fraction.
         max_output_drop: of the holdout's mean output; needed where its sign says nothing.
+        protect: subpopulations for which the guard holds as well.
 
     Raises:
-        EditError: no linear layer, or no number of steps moves the targets within the guard.
+        GuardError: no number of steps moves the targets within the guard.
+        EditError: no linear layer, or nothing to guard by.
     """
     start = time.perf_counter()
     task = experiment.task
     name = require_output(output, list(experiment.columns))
-    located = parts.located(experiment.columns[name])
-    model = copy.deepcopy(task.model).to(experiment.device)
-    layer = last_layer(model, task)
-    trained = _Training(model, task, experiment.columns[name], name, located, direction)
-    parameters = list(model.get_submodule(layer).parameters())
-    outputs, states = _trained(trained, parameters, learning_rate)
-    accurate = name in experiment.accuracy_outputs
-    sizes = _effects(outputs, located, direction, accurate)
+    axis, accurate = experiment.columns[name], name in experiment.accuracy_outputs
+    located = parts.located(axis)
     if not accurate and max_output_drop is None:
         raise EditError(
             f"output {name!r} does not say whether a prediction is right",
             expected="max_output_drop, or an output whose sign does",
         )
+    groups = protected_groups(experiment, axis, located.holdout, protect)
+    model = copy.deepcopy(task.model).to(experiment.device)
+    layer = last_layer(model, task)
+    trained = _Training(model, task, experiment.columns[name], name, located, direction)
+    parameters = list(model.get_submodule(layer).parameters())
+    outputs, states = _trained(trained, parameters, learning_rate)
+    guarded = {OVERALL: located.holdout, **groups}
+    sizes = _effects(outputs, located.compared, guarded, direction, accurate)
     best = sizes.best(max_accuracy_drop, None, max_output_drop)
     with torch.no_grad():
         for parameter, value in zip(parameters, states[best], strict=True):
@@ -213,16 +219,23 @@ def _trained(
     return np.stack(outputs), states
 
 
-def _effects(outputs: np.ndarray, parts: LocatedParts, direction: Direction, accurate: bool) -> Sizes:
+def _effects(
+    outputs: np.ndarray,
+    compared: np.ndarray,
+    guarded: Mapping[str, np.ndarray],
+    direction: Direction,
+    accurate: bool,
+) -> Sizes:
     """What every number of steps does, as the sweep of an edit tells it of every size."""
-    compared = outputs[:, parts.compared]
-    holdout = outputs[:, parts.holdout].astype(np.float64)
-    change = compared.mean(axis=1, dtype=np.float64) - compared[0].mean(dtype=np.float64)
-    right = compared > 0
+    targets = outputs[:, compared].astype(np.float64)
+    change, right = targets.mean(axis=1) - targets[0].mean(), targets > 0
     done = (right if direction == "raise" else ~right).mean(axis=1) * accurate
-    accuracy = (holdout > 0).mean(axis=1) if accurate else np.full(len(outputs), np.nan)
-    drops: Mapping[str, np.ndarray] = {OVERALL: accuracy[0] - accuracy}
-    lost = {OVERALL: holdout.mean(axis=1)[0] - holdout.mean(axis=1)}
+    drops, lost = {}, {}
+    for name, columns in guarded.items():
+        values = outputs[:, columns].astype(np.float64)
+        accuracy = (values > 0).mean(axis=1) if accurate else np.full(len(outputs), np.nan)
+        drops[name] = accuracy[0] - accuracy
+        lost[name] = values[0].mean() - values.mean(axis=1)
     gain = change if direction == "raise" else -change
     return Sizes(np.array((0, *STEPS)), gain, done, drops, lost)
 

@@ -15,7 +15,7 @@ from coar.editing.protection import Protect, protected_components, protected_gro
 from coar.editing.ranked import Direction
 from coar.editing.ranking import rank_components
 from coar.editing.result import EditResult
-from coar.errors import EditError
+from coar.errors import EditError, GuardError
 from coar.experiments.base import Experiment
 from coar.randomness import permutation
 
@@ -86,7 +86,7 @@ def edit_examples(
     effect = found.targets
     if _done(effect.after, direction) <= _done(effect.before, direction):
         groups = f", also of {', '.join(found.curve.groups)}" if found.curve.groups else ""
-        raise EditError(
+        raise GuardError(
             "no size of this edit moves a target across 0 within the guard; nothing was applied",
             expected=f"holdout accuracy down by at most {max_accuracy_drop:.2%}{groups}",
             got=f"target margin {effect.before.mean():+.2f} before, {effect.after.mean():+.2f} after at best",

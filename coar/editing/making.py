@@ -19,7 +19,7 @@ from coar.editing.protection import Protect
 from coar.editing.ranked import Direction
 from coar.editing.result import EditResult
 from coar.editing.sweep import Ranking
-from coar.errors import EditError
+from coar.errors import GuardError
 from coar.experiments.base import Experiment
 from coar.rows import require_output
 
@@ -70,8 +70,9 @@ def make_edit(
         progress: show bars.
 
     Raises:
-        EditError: parts that overlap; no size moves the targets within the guard (says the best that could
-            be done); attributions of another model.
+        GuardError: no size moves the targets within the guard; says the best that could be done.
+        EditError: parts that overlap, an unknown method, sizes out of range.
+        AxisError: attributions of another model.
 
     >>> from coar.testing import linear_experiment
     >>> experiment, _ = linear_experiment()
@@ -90,12 +91,12 @@ def make_edit(
         "max_size": max_size,
     }
     candidates: list[tuple[tuple[float, ...], Curve, Edit]] = []
-    refused: EditError | None = None
+    refused: GuardError | None = None
     for ranking in rankings(experiment, located, direction, name, options, progress):
         curve = _swept(ranking, experiment, located, sizes, protect, progress)
         try:
             edit = curve.choose(**guards)
-        except EditError as error:
+        except GuardError as error:
             refused = refused or error
             continue
         candidates.append((_merit(curve, edit), curve, edit))

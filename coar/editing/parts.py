@@ -97,6 +97,24 @@ class LocatedParts:
         return self.targets if self.target_report is None else self.target_report
 
 
+class DrawnParts(EditParts):
+    """Parts as positions of examples: for outputs with one value per example."""
+
+    def located(self, axis: Axis) -> LocatedParts:
+        """As of `EditParts`; refuses an output with several values per example."""
+        example = axis.fields.get("example", np.arange(len(axis)))
+        if len(np.unique(example)) != len(axis):
+            raise EditError(
+                "parts were drawn by example, and this output has several values per example",
+                expected="one column per example",
+                got=f"{len(axis)} columns of {len(np.unique(example))} examples",
+                todo="choose an output with one value per example, or make EditParts of columns",
+            )
+        return super().located(axis)
+
+    __repr__ = EditParts.__repr__
+
+
 def draw_parts(
     task: Task,
     targets: str,
@@ -156,7 +174,7 @@ def draw_parts(
     used = np.isin(group, group[np.concatenate([attributed, compared])])
     free = by_rank[~used[by_rank]]
     judging = _every_second(group, free, [wanted, kept])
-    return EditParts(
+    return DrawnParts(
         attributed,
         compared,
         _some(free[kept[free] & ~judging[free]], "holdout", references if guarded is None else guarded),
