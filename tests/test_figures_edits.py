@@ -135,7 +135,7 @@ class TestExampleGrid:
         assert tops[0] == tops[1] > tops[2]
 
     def test_titles_of_ones_own(self):
-        axes = figures.example_grid(shades(), np.array([1, 2]), titles=["first", "second"])
+        axes = figures.example_grid(shades(), np.array([1, 2]), titles=np.array(["first", "second"]))
         assert [ax.get_title() for ax in axes] == ["first", "second"]
 
     def test_refusals(self):

@@ -132,7 +132,10 @@ def _described(name: str, effect: Any, accuracy: bool) -> str:
 
 
 def example_grid(
-    task: Any, positions: Sequence[int] | np.ndarray, titles: Sequence[str] | None = None, columns: int = 6
+    task: Any,
+    positions: Sequence[int] | np.ndarray,
+    titles: Sequence[str] | np.ndarray | None = None,
+    columns: int = 6,
 ) -> list[Any]:
     """Examples side by side, as their task shows them.
 
@@ -158,7 +161,7 @@ def example_grid(
     for ax, position in zip(drawn, chosen, strict=False):
         task.show(task.dataset[position], ax)
         ax.title.set_fontsize(8)
-    for ax, title in zip(drawn, titles or (), strict=False):
+    for ax, title in zip(drawn, [] if titles is None else titles, strict=False):
         ax.set_title(title, fontsize=8)
     for ax in drawn[len(chosen) :]:
         ax.set_axis_off()
