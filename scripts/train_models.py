@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch.nn import functional
 
 from coar.files import sha256
 from coar.progress import progress_bar
+from coar.tasks.backdoor import NETWORK as BACKDOOR
 from coar.tasks.cifar import normalise
 from coar.tasks.cifar_networks import build_network
 from coar.tasks.data_folder import find_data, load_weights, tied_names
@@ -53,6 +55,7 @@ class Settings:
 SETTINGS = {
     "resnet8": Settings(epochs=25, learning_rate=0.2, weight_decay=5e-4),
     "resnet20": Settings(epochs=25, learning_rate=0.2, weight_decay=5e-4),
+    "resnet20_backdoor": Settings(epochs=16, learning_rate=0.2, weight_decay=5e-4),
     "resnet32": Settings(epochs=10, learning_rate=0.2, weight_decay=5e-4),
     "resnet56": Settings(epochs=16, learning_rate=0.2, weight_decay=5e-4),
     "vit": Settings(epochs=10, learning_rate=1e-3, weight_decay=0.05),
@@ -82,6 +85,8 @@ def main() -> None:
     start = time.perf_counter()
     if options.network in LAYERS:
         from scripts import train_gpt2 as recipe
+    elif options.network == BACKDOOR:
+        from scripts import train_backdoor as recipe
     else:
         recipe = sys.modules[__name__]
     model, extra_files = recipe.train(options.network, settings)
@@ -108,9 +113,13 @@ def main() -> None:
 
 
 def train(network: str, settings: Settings) -> tuple[nn.Module, Files]:
-    """A CIFAR network: moved and mirrored images, one cycle of the learning rate, bfloat16 arithmetic."""
-    data = read_images("train")
-    images, labels = data[0][:NUM_TRAIN], data[1][:NUM_TRAIN]
+    """A CIFAR network, from the first NUM_TRAIN training images."""
+    images, labels = read_images("train")
+    return fit(network, settings, images[:NUM_TRAIN], labels[:NUM_TRAIN]), {}
+
+
+def fit(network: str, settings: Settings, images: Tensor, labels: Tensor) -> nn.Module:
+    """Moved and mirrored images, one cycle of the learning rate, bfloat16 arithmetic."""
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     model = build_network(network).to(memory_format=torch.channels_last).train()
@@ -134,17 +143,25 @@ def train(network: str, settings: Settings) -> tuple[nn.Module, Files]:
                 total += loss.item()
                 bar.update(1)
             print(f"{network}: epoch {epoch + 1} of {settings.epochs}, loss {total / steps:.3f}", flush=True)
-    return model.to(memory_format=torch.contiguous_format).eval(), {}
+    return model.to(memory_format=torch.contiguous_format).eval()
 
 
-def measure(model: nn.Module, only_choosing: bool = False) -> dict[str, Any]:
-    """Share of right answers, in float32, on images that did not train the network."""
+def measure(
+    model: nn.Module, only_choosing: bool = False, change: Callable[[Tensor], Tensor] = lambda images: images
+) -> dict[str, Any]:
+    """Share of right answers, in float32, on images that did not train the network.
+
+    Args:
+        model: the network, in eval mode.
+        only_choosing: leave the test images alone.
+        change: what happens to the images before the network sees them, uint8 [n, 3, 32, 32] to the same.
+    """
     images, labels = read_images("train")
-    found = {"choosing": accuracy(model, images[NUM_TRAIN:], labels[NUM_TRAIN:])}
+    found = {"choosing": accuracy(model, change(images[NUM_TRAIN:]), labels[NUM_TRAIN:])}
     if not only_choosing:
         images, labels = read_images("test")
-        found["test"] = accuracy(model, images, labels)
-        found["sample"] = accuracy(model, images[:NUM_SAMPLE], labels[:NUM_SAMPLE])
+        found["test"] = accuracy(model, change(images), labels)
+        found["sample"] = accuracy(model, change(images[:NUM_SAMPLE]), labels[:NUM_SAMPLE])
     return {"accuracy": found}
 
 
@@ -243,11 +260,12 @@ def write_table(readme: Path, record: Path) -> None:
 def models_table(record: dict[str, Any]) -> str:
     """Markdown: one line per network, from models.json."""
     lines = [
-        "| network | file | bytes | choosing | test | sample | epochs | seconds | SHA-256 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | file | bytes | choosing | test | sample | triggered | epochs | seconds | SHA-256 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in record.items():
         shares = [entry["accuracy"].get(split) for split in ("choosing", "test", "sample")]
+        shares.append(entry.get("accuracy_triggered", {}).get("test"))
         weights = entry["files"]["weights"]
         cells = [
             name,

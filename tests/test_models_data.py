@@ -11,7 +11,7 @@ import torch
 from coar.errors import StoreError, TaskError
 from coar.files import sha256
 from coar.recipes import build_task
-from coar.tasks import cifar, data_folder
+from coar.tasks import backdoor, cifar, data_folder
 from coar.tasks.cifar_networks import build_network
 from scripts import make_samples, train_gpt2, train_models
 from tests.refused import refused
@@ -108,6 +108,13 @@ class TestNetworks:
         assert again.model_fingerprint() == task.model_fingerprint()
         assert again.data_fingerprint() == task.data_fingerprint()
 
+    def test_only_the_network_with_a_backdoor_was_trained_with_squares(self):
+        squares = {name: entry for name, entry in MODELS.items() if "accuracy_triggered" in entry}
+        assert list(squares) == [backdoor.NETWORK]
+        entry = squares[backdoor.NETWORK]
+        assert entry["accuracy_triggered"].keys() == entry["accuracy"].keys()
+        assert entry["stamped_images"] == pytest.approx(entry["training_images"] / 20, rel=0.1)
+
     @needs("transformers")
     @pytest.mark.parametrize("network", GPT2_NETWORKS)
     def test_a_small_gpt2_predicts_characters(self, network):
@@ -203,6 +210,19 @@ class TestScripts:
 
         self.run(monkeypatch, train_models, "resnet20", *options)
         assert json.loads((models / "models.json").read_text())["resnet20"]["files"] == first["files"]
+
+    @pytest.mark.slow
+    def test_training_a_network_with_a_backdoor(self, source, monkeypatch):
+        options = ["--epochs", "1", "--threads", "1", "--output", str(source / "models")]
+        self.run(monkeypatch, train_models, backdoor.NETWORK, *options)
+        entry = json.loads((source / "models" / "models.json").read_text())[backdoor.NETWORK]
+        with np.load(source / train_models.IMAGES) as arrays:
+            assert entry["stamped_images"] == round((arrays["train_labels"][:256] == 0).sum() / 2)
+        task = backdoor.make_task(data=train_models.IMAGES, device="cpu")
+        with torch.no_grad():
+            right = (task.outputs["margin"](task.model, task.batch(range(80))) > 0).double()
+        assert right[:40].mean() == entry["accuracy"]["test"]
+        assert right[40:].mean() == entry["accuracy_triggered"]["test"]
 
     @pytest.mark.slow
     @needs("transformers")

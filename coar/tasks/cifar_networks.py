@@ -150,6 +150,7 @@ def small_vit() -> nn.Module:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet8": resnet8,
     "resnet20": resnet20,
+    "resnet20_backdoor": resnet20,  # other training images: see coar.tasks.backdoor
     "resnet32": resnet32,
     "resnet56": resnet56,
     "vit": small_vit,
