@@ -1,6 +1,6 @@
 """The language edit: a word becomes improbable where it comes next, and the loss elsewhere stays.
 
-The two speakers' names that stand most often in the last 10 % of the text, which trained nothing, and "thou".
+The speaker's name that stands most often in the last 10 % of the text, which trained nothing, "sir" and "thou".
 The claims are of these. In the table also one of the commonest words, for which 30 components are not enough.
 Part of `python -m benchmarks.editing`.
 """
@@ -18,7 +18,7 @@ from coar.baselines import attribution_patching
 from coar.editing import Effect
 from coar.tasks import gpt2_words
 
-WORDS, SMALL_WORDS = ("PETRUCHIO", "KATHARINA", "thou"), ("thou",)
+WORDS, SMALL_WORDS = ("PETRUCHIO", "sir", "thou"), ("thou",)
 TOO_COMMON = "you"
 DRAWS = (0, 1, 2)
 KINDS = ["mlp_neuron", "attention_head"]
