@@ -209,7 +209,8 @@ class TestTask:
         components = coar.find_components(task.model, kinds=["conv_filter"])
         queries = "subpopulation == 'attacked'", "subpopulation == 'clean'"
         parts = coar.draw_parts(task, *queries, pairs="image", seed=SEED)
-        found = coar.make_edit(coar.ComponentAblation(task, components), parts, max_accuracy_drop=0.01)
+        experiment = coar.ComponentAblation(task, components)
+        found = coar.make_edit(experiment, parts, score="best", max_accuracy_drop=0.01)
         attacked, clean = found.target_report, found.report
         lost = clean.accuracy_before - attacked.accuracy_before
         assert attacked.accuracy_after - attacked.accuracy_before >= 0.6 * lost

@@ -25,7 +25,6 @@ from torch.utils.data import TensorDataset
 
 from coar.errors import SettingError
 from coar.outputs import zero_shot_margin
-from coar.progress import progress_bar
 from coar.randomness import integers, permutation, uniform
 from coar.recipes import task_factory
 from coar.task import Task
@@ -171,12 +170,9 @@ class ImageTower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first, second, third = FILTERS
-        self.conv1 = nn.Conv2d(2, first, 5, 2, 2)
-        self.conv2 = nn.Conv2d(first, second, 3, 2, 1)
-        self.conv3 = nn.Conv2d(second, third, 3, 2, 1)
-        for layer in (self.conv1, self.conv2, self.conv3):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        self.conv1 = _convolution(2, first, 5)
+        self.conv2 = _convolution(first, second, 3)
+        self.conv3 = _convolution(second, third, 3)
         self.dropout = nn.Dropout(0.2)
         self.projection = nn.Linear(third, FEATURES, bias=False)
 
@@ -186,6 +182,14 @@ class ImageTower(nn.Module):
         for layer in (self.conv1, self.conv2, self.conv3):
             hidden = functional.relu(layer(hidden))
         return functional.normalize(self.projection(self.dropout(hidden.amax(dim=(2, 3)))), dim=-1)
+
+
+def _convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
+    """A convolution that halves height and width; its biases start at 0."""
+    layer = nn.Conv2d(inputs, outputs, size, 2, size // 2, bias=True)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    layer.bias = nn.Parameter(torch.zeros(outputs))
+    return layer
 
 
 class TextTower(nn.Module):
@@ -240,14 +244,13 @@ def train(image: nn.Module, text: nn.Module, digits: Tensor, labels: Tensor, see
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=total)
     image.train()
-    with progress_bar(EPOCHS, "training, epochs") as bar, torch.enable_grad():
+    with torch.enable_grad():
         for epoch in range(EPOCHS):
             for images, tokens, classes in _batches(digits, labels, seed, epoch):
                 optimizer.zero_grad()
                 contrastive_loss(image(images), text(tokens), classes).backward()
                 optimizer.step()
                 schedule.step()
-            bar.update(1)
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, classes: Tensor) -> Tensor:
