@@ -1,6 +1,6 @@
 """The language edit: a word becomes improbable where it comes next, and the loss elsewhere stays.
 
-The speaker's name that stands most often in the last 10 % of the text, which trained nothing, "sir" and "thou".
+The most frequent name of a speaker in the last 10 % of the text, which trained nothing, "sir" and "thou".
 The claims are of these. In the table also one of the commonest words, for which 30 components are not enough.
 Part of `python -m benchmarks.editing`.
 """
@@ -27,8 +27,8 @@ PARTS: dict[str, Any] = {
     "references": "kind == 'elsewhere'",
     "pairs": "passage",
 }
-NUMBERS = {"num_targets": 12, "num_references": 24}
-SMALL_NUMBERS = {"num_targets": 8, "num_references": 16}  # there are 33 places in all
+NUMBERS: dict[str, Any] = {"num_targets": 12, "num_references": 24}
+SMALL_NUMBERS: dict[str, Any] = {"num_targets": 8, "num_references": 16}  # there are 33 places in all
 FRACTION, PASSES = 0.05, 12
 EDIT: dict[str, Any] = {
     "score": "difference",
