@@ -114,7 +114,9 @@ def test_the_notebook_holds_its_outputs_and_nothing_of_the_machine(source):
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    shown = re.findall(r"^plt\.show\(\)|\)\.figure$", source.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert len(pictures) == len(shown) >= 3
+    # every line that draws has drawn; functions of the notebook may draw more
+    text = source.read_text(encoding="utf-8")
+    shown = re.findall(r"^(?:plt\.show\(\)|\S.*[\])]\.figure)$", text, flags=re.MULTILINE)
+    assert len(pictures) >= max(3, len(shown))
     texts = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs]
     assert not [text for text in texts if re.search(r"(^|[^\w.~])/\w[\w.-]*/\w", text)]  # absolute paths
