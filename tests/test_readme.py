@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 def test_the_python_examples_run_as_printed(folder):
     examples = blocks("python")
-    assert len(examples) == 3
+    assert len(examples) == 4
     for number, code in enumerate(examples):
         script = folder / f"example_{number}.py"
         script.write_text(code)
