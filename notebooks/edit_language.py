@@ -52,7 +52,7 @@ KINDS = ["mlp_neuron", "attention_head"]
 
 def make_experiment(word):
     """The task of a word, and all that may be ablated."""
-    task = gpt2_words.make_task(word, small=SMALL, num_elsewhere=60 if SMALL else 160)
+    task = gpt2_words.make_task(word, small=SMALL, num_elsewhere=40 if SMALL else 160)
     return coar.ComponentAblation(task, coar.find_components(task.model, kinds=KINDS))
 
 
@@ -85,7 +85,7 @@ shown.iloc[[0, 1, 2, len(shown) // 2, -1]]
 # %% [markdown]
 # ## The edit
 #
-# Some places of the word are the targets (twelve, or eight of the small text), twice as many passages are the
+# Some places of the word are the targets (twelve, or six of the small text), twice as many passages are the
 # references. Of all others, half choose how many components to ablate, half judge. Parts share no passage.
 #
 # Attributions of targets and references come from gate gradients. They say what the mean log-probability of
@@ -97,7 +97,7 @@ shown.iloc[[0, 1, 2, len(shown) // 2, -1]]
 
 # %%
 parts_of = {"targets": "kind == 'word'", "references": "kind == 'elsewhere'", "pairs": "passage"}
-numbers = {"num_targets": 8, "num_references": 16} if SMALL else {"num_targets": 12, "num_references": 24}
+numbers = {"num_targets": 6, "num_references": 12} if SMALL else {"num_targets": 12, "num_references": 24}
 settings = {"score": "difference", "max_output_drop": 0.014}
 
 
@@ -244,11 +244,11 @@ table.sort_values("sum", ascending=False).head(8).round(2)
 #
 # The same targets and references, the same guard. `derivative` ranks by the derivative at gate 1, one pass
 # instead of twelve, and spares what is needed elsewhere in the same way; `weight_norm` takes the largest
-# weights first; `random` any components. `fine_tuning` trains the last layer on the same examples (with the
-# full text only: it takes minutes). That layer's weights are also those that read letters in.
+# weights first; `random` any components. `fine_tuning` trains the last layer on the same examples; its
+# weights are also those that read letters in.
 
 # %%
-methods = ["weight_norm", "random"] if SMALL else ["weight_norm", "random", "fine_tuning"]
+methods = ["weight_norm", "random", "fine_tuning"]
 comparison = coar.compare_edits(experiment, parts, "lower", methods=methods, **settings)
 examples = sorted({*parts.targets.tolist(), *parts.references.tolist()})
 derivative = attribution_patching(experiment, examples=examples, progress=False)
@@ -266,6 +266,14 @@ for name, found in {"gate_gradients": result, "derivative": by_derivative, **com
         line["note"] = f"{found.steps} steps of the last layer" if hasattr(found, "steps") else ""
     rows.append(line)
 table = pd.DataFrame(rows).set_index("method")[["components", "word", "loss", "note"]]
+figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
+for name, line in table.iterrows():
+    axes.plot(100 * line["loss"], -100 * line["word"], "o", label=f"{name} ({line['components']})")
+axes.set(xlabel="loss elsewhere, % more", ylabel=f"{WORD!r}, % less", ylim=(-5, 105))
+axes.legend(frameon=False, fontsize=8)
+plt.show()
+
+# %%
 table["word"], table["loss"] = table.word.map("{:+.1%}".format), table.loss.map("{:+.2%}".format)
 table
 
