@@ -47,6 +47,15 @@ else:
 print(task)
 
 # %% [markdown]
+# An image that the network has not seen, without a word and with that of a wrong digit:
+
+# %%
+figure, pair = plt.subplots(1, 2, figsize=(3.2, 1.8), layout="constrained")
+for axes, example in zip(pair, (0, len(task) // 2), strict=True):
+    task.show(task.dataset[example], axes)
+plt.show()
+
+# %% [markdown]
 # ## The attack
 #
 # The network has seen no word that was wrong: in training a word, where there was one, said what the digit
