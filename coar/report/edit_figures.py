@@ -45,7 +45,9 @@ def edit_curve(curve: Any, chosen: int | None = None, ax: Any = None) -> Any:
     other = _others(curve, which, ax.twinx())
     if chosen is not None:
         ax.axvline(chosen, color="#555555", linewidth=1, linestyle="--")
-        ax.text(chosen, 0.03, " chosen", color="#555555", transform=ax.get_xaxis_transform())
+        side = "right" if chosen > 0.8 * table["size"].max() else "left"
+        where = {"transform": ax.get_xaxis_transform(), "horizontalalignment": side}
+        ax.text(chosen, 0.03, " chosen ", color="#555555", **where)
     _keyed(ax, other, [*ax.get_lines()[1 : 3 if predicted else 2], *other.get_lines()])
     return plain(ax)
 
