@@ -181,5 +181,5 @@ figures.edit_comparison(comparison).figure
 # %% [markdown]
 # On this network the derivative at gate 1 does as well, and takes one pass: where a class hangs on a few
 # filters, their derivatives show it. Fine-tuning the last layer on eighty images moves the class far less
-# before the guard stops it. Ten filters do not remove what the network knows of the class: they make it answer
-# something else, mostly what looks alike.
+# before the guard stops it. Ten filters do not remove what the network knows of the class: they make it
+# answer something else, mostly what looks alike.
