@@ -38,7 +38,7 @@ def experiment():
     return make_experiment(CONTRIBUTIONS)
 
 
-@pytest.mark.parametrize("score", ["welch", "difference", "best"])
+@pytest.mark.parametrize("score", ["welch", "difference", "cautious", "best"])
 @pytest.mark.parametrize("method", ["gate_gradients", "derivative"])
 def test_the_components_that_hold_targets_back_are_found(experiment, method, score):
     found = make_edit(experiment, PARTS, method=method, score=score, sizes=[1, 2, 3], passes=8)
@@ -98,6 +98,19 @@ def test_of_two_scores_the_one_that_does_more_is_taken(experiment):
     }
     assert "hidden[4]" in names["welch"]
     assert names["best"] == names["difference"] == ("hidden[0]", "hidden[1]")
+
+
+@pytest.mark.parametrize("direction", ["raise", "lower"])
+def test_the_cautious_score_leaves_alone_what_references_need(direction):
+    """Component 1 tells targets from references most, because references need it."""
+    sign = 1 if direction == "raise" else -1
+    weights = sign * np.array([[-1.0, 0.0, 0.2], [-1.0, 0.0, 0.2], [0.1, 5.0, 0.1], [-0.1, 5.0, 0.1]])
+    given = make_attributions(weights)
+    orders = {
+        score: coar.rank_components(given, [0, 1], [2, 3], direction, score).order.tolist()
+        for score in ("difference", "cautious")
+    }
+    assert orders == {"difference": [1, 0, 2], "cautious": [0, 2, 1]}
 
 
 def test_the_guard_may_be_in_output_units(experiment):

@@ -12,7 +12,7 @@ from coar.attributions import Attributions
 from coar.baselines import attribution_patching, random_attributions, weight_norm
 from coar.editing.parts import LocatedParts
 from coar.editing.protection import protected_components
-from coar.editing.ranked import Direction
+from coar.editing.ranked import SCORES, Direction
 from coar.editing.ranking import rank_components
 from coar.editing.sweep import Ranking
 from coar.errors import EditError
@@ -22,7 +22,7 @@ from coar.gradients import gate_gradients
 from coar.randomness import permutation
 
 Method = Literal["gate_gradients", "derivative", "weight_norm", "random"]
-Score = Literal["welch", "difference", "best"]
+Score = Literal["welch", "difference", "cautious", "best"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def rankings(
     names = experiment.columns[output].names
     targets, references = ([names[i] for i in part] for part in (parts.targets, parts.references))
     single = len(targets) == len(references) == 1
-    scores = {"best": ("difference",) if single else ("welch", "difference")}
+    scores = {"best": SCORES[1:] if single else SCORES}
     for score in scores.get(options.score, (options.score,)):
         yield rank_components(
             attributions,

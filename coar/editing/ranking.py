@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -14,13 +14,15 @@ from coar.editing.ranked import Direction
 from coar.editing.sweep import Ranking
 from coar.errors import EditError
 
+Score = Literal["welch", "difference", "cautious"]
+
 
 def rank_components(
     attributions: Attributions,
     targets: Columns,
     references: Columns,
     direction: Direction = "raise",
-    score: Literal["welch", "difference"] = "welch",
+    score: Score = "welch",
     protect: Sequence[str] = (),
 ) -> Ranking:
     """Order components by how far ablating them moves the targets rather than the references.
@@ -36,7 +38,10 @@ def rank_components(
         targets: columns, by position or name.
         references: columns that should not change; not targets.
         direction: of the targets' outputs.
-        score: "welch", or "difference" of means, which needs no spread.
+        score: "welch", or "difference" of means, which needs no spread; or "cautious": of the targets' mean
+            only what exceeds the references' mean absolute weight, in either direction. A difference is
+            also large where the references need a component much more than the targets do, and ablating
+            that one harms them; the cautious score leaves it alone (ours, not of the paper).
         protect: components that are never ablated: names, or patterns (`*`, `?`, `[...]`) for names of
             components or of their groups, such as "layer4.*".
 
@@ -59,15 +64,18 @@ def rank_components(
             got="pool=True",
             todo="make them again without pooling",
         )
-    if direction not in ("raise", "lower") or score not in ("welch", "difference"):
+    if direction not in ("raise", "lower") or score not in get_args(Score):
         raise EditError(
-            "unknown ranking", expected="raise or lower, welch or difference", got=f"{direction}, {score}"
+            "unknown ranking",
+            expected=f"raise or lower; {', '.join(get_args(Score))}",
+            got=f"{direction}, {score}",
         )
     chosen = positions_of(attributions.columns, targets, "targets")
     others = positions_of(attributions.columns, references, "references")
     require_disjoint(attributions.columns, chosen, "targets", others, "references")
     protected = protected_components(attributions.components, protect)
-    scores = _scores(attributions.rows(chosen), attributions.rows(others), score)
+    weights = attributions.rows(chosen), attributions.rows(others)
+    scores = _cautious(*weights, direction) if score == "cautious" else _scores(*weights, score)
     order = np.argsort(scores if direction == "raise" else -scores, kind="stable")
     allowed = order[~protected[order]]
     return Ranking(allowed, scores, chosen, others, attributions, direction, score, tuple(protect))
@@ -89,3 +97,8 @@ def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarr
     # A component that is 0 everywhere (never ablated, say) scores 0, not 0 / 0.
     limit = np.where(difference == 0, 0.0, np.copysign(np.inf, difference))
     return np.divide(difference, scale, out=limit, where=scale > 0)
+
+
+def _cautious(targets: np.ndarray, references: np.ndarray, direction: Direction) -> np.ndarray:
+    needed = np.abs(references.astype(np.float64)).mean(axis=0)
+    return targets.astype(np.float64).mean(axis=0) + (needed if direction == "raise" else -needed)
