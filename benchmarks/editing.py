@@ -3,8 +3,8 @@
 python -m benchmarks.editing [--small] [--json PATH]
 
 Needs, in a data folder, `cifar10_jpeg.npz` and `tinyshakespeare.txt` (data/README.md); --small does without.
-With COAR_BENCHMARK_EDITS=FOLDER every finished edit is kept there, so that a run goes on where it was stopped;
-delete a file to measure that edit again.
+With COAR_BENCHMARK_EDITS=FOLDER every finished edit is kept there, so that a run goes on where it was
+stopped; delete a file to measure that edit again.
 """
 
 from __future__ import annotations
