@@ -225,5 +225,4 @@ figures.edit_comparison(comparison).figure
 # Gate gradients do best here. That is not always so: on other networks of this kind, trained from other
 # seeds, the derivative, which is cheaper, came close or ahead (`python -m benchmarks.editing`). And this
 # task is made to be solvable: digits and words have different colours, so that the first layer can keep
-# them apart. In trials with both in one colour, five networks got back between two fifths and two thirds of
-# what the attack cost them.
+# them apart. In trials with both in one colour, less came back.
