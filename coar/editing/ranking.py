@@ -14,7 +14,8 @@ from coar.editing.ranked import Direction
 from coar.editing.sweep import Ranking
 from coar.errors import EditError
 
-Score = Literal["welch", "difference", "cautious"]
+Score = Literal["welch", "difference", "contrast"]
+FLOOR = 0.05  # quantile over components: what references need least is no reason to come first
 
 
 def rank_components(
@@ -38,10 +39,11 @@ def rank_components(
         targets: columns, by position or name.
         references: columns that should not change; not targets.
         direction: of the targets' outputs.
-        score: "welch", or "difference" of means, which needs no spread; or "cautious": of the targets' mean
-            only what exceeds the references' mean absolute weight, in either direction. A difference is
-            also large where the references need a component much more than the targets do, and ablating
-            that one harms them; the cautious score leaves it alone (ours, not of the paper).
+        score: "welch", or "difference" of means, which needs no spread; or "contrast" (ours, not of the
+            paper): how much targets need a component, by how much references do, mean_T w / sqrt(mean_R w^2
+            + s^2), where s is the 5 % quantile of the root mean squares. A difference is also large where
+            references need a component more than targets do, and Welch's t where targets merely agree:
+            ablating such components harms the references.
         protect: components that are never ablated: names, or patterns (`*`, `?`, `[...]`) for names of
             components or of their groups, such as "layer4.*".
 
@@ -75,7 +77,7 @@ def rank_components(
     require_disjoint(attributions.columns, chosen, "targets", others, "references")
     protected = protected_components(attributions.components, protect)
     weights = attributions.rows(chosen), attributions.rows(others)
-    scores = _cautious(*weights, direction) if score == "cautious" else _scores(*weights, score)
+    scores = _contrast(*weights) if score == "contrast" else _scores(*weights, score)
     order = np.argsort(scores if direction == "raise" else -scores, kind="stable")
     allowed = order[~protected[order]]
     return Ranking(allowed, scores, chosen, others, attributions, direction, score, tuple(protect))
@@ -99,6 +101,10 @@ def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarr
     return np.divide(difference, scale, out=limit, where=scale > 0)
 
 
-def _cautious(targets: np.ndarray, references: np.ndarray, direction: Direction) -> np.ndarray:
-    needed = np.abs(references.astype(np.float64)).mean(axis=0)
-    return targets.astype(np.float64).mean(axis=0) + (needed if direction == "raise" else -needed)
+def _contrast(targets: np.ndarray, references: np.ndarray) -> np.ndarray:
+    needed = np.sqrt((references.astype(np.float64) ** 2).mean(axis=0))
+    scale = np.sqrt(needed**2 + np.quantile(needed, FLOOR) ** 2)
+    means = targets.mean(axis=0, dtype=np.float64)
+    # Where references need nothing at all, and targets do, nothing stands in the way.
+    limit = np.where(means == 0, 0.0, np.copysign(np.inf, means))
+    return np.divide(means, scale, out=limit, where=scale > 0)
