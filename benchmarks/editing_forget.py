@@ -4,11 +4,8 @@ Part of `python -m benchmarks.editing`. A draw: 20 images of every class are att
 forget a class, its 20 are the targets, 60 of the other 180 are the references, and the other 120 play no
 part. Of the images left, some choose the size, and all others judge.
 
-Filters are ranked by the targets' mean weight less the references', in units of the references' spread: what
-tells the class from the others, for what removing it does to them. Welch's t also divides by the targets'
-spread, which costs the others more (a line of the second table). A floor under the spread keeps filters
-that hardly do anything from the top of the list; as in Tusher, Tibshirani and Chu (2001), who add a quantile
-of all spreads. Two floors are swept, and the images that choose the size choose between them.
+Filters are ranked by `score="contrast"`: how much the class needs a filter, by how much the others do.
+Welch's t also divides by the targets' spread, which costs the others more (a line of the second table).
 """
 
 from __future__ import annotations
@@ -32,7 +29,6 @@ from coar.tasks.cifar import CLASSES
 
 DRAWS = (0, 1, 2)
 SIZES = (8, 12, 16, 20, 30)  # 30 of 2,032 filters are 1.5 %
-FLOORS = (0.01, 0.2)  # quantiles of the references' spreads over filters
 TARGETS, REFERENCES = 20, 60
 HOLDOUT = 80  # images of every class that choose
 GUARD = 0.01  # of the other classes' accuracy
@@ -149,47 +145,9 @@ def _edited(draw: Draw, parts: coar.EditParts, method: Any) -> tuple[nn.Module, 
     if method == "fine_tuning":
         return coar.fine_tune(draw.experiment, parts, "lower", max_accuracy_drop=GUARD).model, 0
     how: dict[str, Any] = {"sizes": SIZES, "seed": draw.seed, "max_accuracy_drop": GUARD}
-    if isinstance(method, Attributions):
-        edit = _by_contrast(draw, parts, method, how)
-    else:
-        edit = coar.make_edit(draw.experiment, parts, "lower", method=method, **how).edit
+    how["score"] = "contrast" if isinstance(method, Attributions) else "welch"
+    edit = coar.make_edit(draw.experiment, parts, "lower", method=method, **how).edit
     return edit.apply(draw.images.task.model), len(edit.names)
-
-
-def _by_contrast(draw: Draw, parts: coar.EditParts, attributions: Attributions, how: Any) -> coar.Edit:
-    """The edit by either floor that makes most of the target holdout wrong within the guard."""
-    found: list[tuple[float, int, coar.Edit]] = []
-    refused = None
-    for floor in FLOORS:
-        scaled = contrasts(attributions, parts, floor)
-        try:
-            made = coar.make_edit(draw.experiment, parts, "lower", method=scaled, score="difference", **how)
-        except EditError as error:
-            refused = error
-            continue
-        size = len(made.edit.names)
-        left = made.curve.table.set_index("size").target_holdout_accuracy[size]
-        found.append((float(left), size, made.edit))
-    if not found:
-        assert refused is not None
-        raise refused
-    return min(found, key=lambda entry: entry[:2])[2]
-
-
-def contrasts(attributions: Attributions, parts: coar.EditParts, floor: float) -> Attributions:
-    """Weights in units of the references' spread, so that a difference of means is what ranks.
-
-    Args:
-        attributions: of targets and references.
-        parts: which columns are references, by position.
-        floor: quantile over components of the spread, which is added in squares.
-    """
-    weights = attributions.rows(np.arange(len(attributions.columns))).astype(np.float64)
-    spread = weights[np.asarray(parts.references)].std(axis=0)
-    scale = np.sqrt(spread**2 + np.quantile(spread, floor) ** 2)
-    scaled = np.divide(weights, scale, out=np.zeros_like(weights), where=scale > 0)
-    axes = attributions.components, attributions.columns
-    return Attributions(scaled, np.zeros(len(weights)), *axes, attributions.output)
 
 
 def _judged(draw: Draw, label: int, model: Any) -> dict[str, float]:
