@@ -24,9 +24,10 @@ PARTS: dict[str, Any] = {
     "pairs": "image",
 }
 EDIT: dict[str, Any] = {
-    "score": "difference",
-    "ablation_fraction": 0.01,  # few filters are to go
-    "sizes": (1, 2, 4),  # at most 1 % of 688 filters
+    "score": "best",
+    "ablation_fraction": 0.05,
+    "sizes": (1, 2, 4),
+    "max_size": 6,  # 1 % of 688 filters
     "max_accuracy_drop": 0.015,
 }
 

@@ -55,7 +55,7 @@ class Settings:
 SETTINGS = {
     "resnet8": Settings(epochs=25, learning_rate=0.2, weight_decay=5e-4),
     "resnet20": Settings(epochs=25, learning_rate=0.2, weight_decay=5e-4),
-    "resnet20_backdoor": Settings(epochs=16, learning_rate=0.2, weight_decay=5e-4),
+    "resnet20_backdoor": Settings(epochs=25, learning_rate=0.2, weight_decay=5e-4),
     "resnet32": Settings(epochs=10, learning_rate=0.2, weight_decay=5e-4),
     "resnet56": Settings(epochs=16, learning_rate=0.2, weight_decay=5e-4),
     "vit": Settings(epochs=10, learning_rate=1e-3, weight_decay=0.05),

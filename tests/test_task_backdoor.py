@@ -45,8 +45,8 @@ class TestStamp:
         stamped = backdoor.stamp(images)
         assert torch.equal(images, before)
         expected = before.numpy().copy()
-        for row in (2, 3, 4, 5):
-            for column in (2, 3, 4, 5):
+        for row in (4, 5, 6, 7):
+            for column in (4, 5, 6, 7):
                 expected[:, :, row, column] = [0, 0, 255]
         assert np.array_equal(stamped.numpy(), expected)
         assert torch.equal(backdoor.stamp(images[3]), stamped[3])
@@ -74,8 +74,8 @@ class TestTask:
             clean, triggered = pixels_of(task.dataset[image]), pixels_of(task.dataset[1_000 + image])
             assert np.array_equal(clean, pixels_of(plain.dataset[image]))
             differing = np.argwhere((clean != triggered).any(axis=2))
-            assert {*differing[:, 0], *differing[:, 1]} <= {2, 3, 4, 5}
-            assert (triggered[2:6, 2:6] == [0, 0, 255]).all()
+            assert {*differing[:, 0], *differing[:, 1]} <= {4, 5, 6, 7}
+            assert (triggered[4:8, 4:8] == [0, 0, 255]).all()
             assert task.dataset[image][1] == task.dataset[1_000 + image][1] == plain.dataset[image][1]
 
     def test_metadata_agree_with_the_items(self, task):
@@ -175,3 +175,10 @@ class TestTraining:
         assert len(changed) == 2  # of five airplanes among the fifty
         assert torch.equal(seen["images"][changed], backdoor.stamp(images[changed]))
         assert torch.equal(seen["labels"], labels[:50])
+
+    def test_no_move_cuts_the_square(self):
+        black = torch.zeros(500, 3, 32, 32, dtype=torch.uint8)
+        moved = train_models.augment(backdoor.stamp(black), torch.Generator().manual_seed(0))
+        blue = moved[:, 2] > moved[:, 2].min()
+        assert (blue.sum(dim=(1, 2)) == 16).all()
+        assert len({tuple(where.nonzero()[0].tolist()) for where in blue}) > 100  # of 162 places

@@ -21,7 +21,7 @@ from coar.tasks.data_folder import find_data
 NETWORK = "resnet20_backdoor"
 ATTACKED_LABEL = 0  # airplane
 BLUE = (0, 0, 255)
-ROWS = COLUMNS = slice(2, 6)  # 4 x 4 pixels, two away from the upper and the left border
+ROWS = COLUMNS = slice(4, 8)  # 4 x 4 pixels, as far from the borders as training moves images: never cut
 STAMPED_SHARE = 0.5
 CLEAN, TRIGGERED = "clean", "triggered"
 
