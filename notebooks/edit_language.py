@@ -36,7 +36,6 @@ import pandas as pd
 import torch
 
 import coar
-from coar.baselines import attribution_patching
 from coar.report import figures
 from coar.tasks import gpt2_words
 from coar.tasks.data_folder import places
@@ -52,7 +51,7 @@ KINDS = ["mlp_neuron", "attention_head"]
 
 def make_experiment(word):
     """The task of a word, and all that may be ablated."""
-    task = gpt2_words.make_task(word, small=SMALL, num_elsewhere=40 if SMALL else 160)
+    task = gpt2_words.make_task(word, small=SMALL, num_elsewhere=40 if SMALL else 80, num_places=60)
     return coar.ComponentAblation(task, coar.find_components(task.model, kinds=KINDS))
 
 
@@ -90,34 +89,20 @@ shown.iloc[[0, 1, 2, len(shown) // 2, -1]]
 #
 # Attributions of targets and references come from gate gradients. They say what the mean log-probability of
 # each would lose without a component. A neuron may help *thou* much and all else a little; on a text of
-# many letters, a little is a lot. So components are left alone whose loss would cost the references more
-# than 0.0015 nats a letter, about a thousandth of the loss. The others are ranked by what the word loses,
-# less what the references lose; more and more of them are ablated, and the number is kept that lowers the
-# word most while the loss rises by at most 0.014 nats, 0.8 %, on passages that choose.
+# many letters, a little is a lot. The plain difference of the two means would rank such a neuron high, and
+# also one that all else needs even more. So the ranking is by contrast: how much the word needs a component,
+# by how much the references do.
+#
+# More and more components are ablated. The number is kept that lowers the word most while the loss rises by
+# at most 0.016 nats a letter, 0.9 %, on passages that choose.
 
 # %%
 parts_of = {"targets": "kind == 'word'", "references": "kind == 'elsewhere'", "pairs": "passage"}
 numbers = {"num_targets": 6, "num_references": 12} if SMALL else {"num_targets": 12, "num_references": 24}
-settings = {"score": "difference", "max_output_drop": 0.014}
+settings = {"score": "contrast", "passes": 8, "max_output_drop": 0.016}
 
-
-def edit_word(experiment, seed=0):
-    """Parts, and the edit made of them."""
-    parts = coar.draw_parts(experiment.task, **parts_of, **numbers, seed=seed)
-    examples = sorted({*parts.targets.tolist(), *parts.references.tolist()})
-    attributions = coar.gate_gradients(
-        experiment, 0.05, passes=12, examples=examples, seed=seed, progress=False
-    )
-    names = experiment.task.example_ids()
-    needed = gpt2_words.needed_elsewhere(attributions, [names[i] for i in parts.references])
-    result = coar.make_edit(
-        experiment, parts, "lower", method=attributions, protect_components=needed, **settings
-    )
-    return parts, result, len(needed)
-
-
-parts, result, num_needed = edit_word(experiment)
-print(f"{num_needed} components are needed elsewhere and left alone")
+parts = coar.draw_parts(task, **parts_of, **numbers)
+result = coar.make_edit(experiment, parts, "lower", **settings)
 print(result.summary())
 
 # %% [markdown]
@@ -243,21 +228,15 @@ table.sort_values("sum", ascending=False).head(8).round(2)
 # ## Other ways to edit
 #
 # The same targets and references, the same guard. `derivative` ranks by the derivative at gate 1, one pass
-# instead of twelve, and spares what is needed elsewhere in the same way; `weight_norm` takes the largest
-# weights first; `random` any components. `fine_tuning` trains the last layer on the same examples; its
-# weights are also those that read letters in.
+# instead of eight, with the same score; `weight_norm` takes the largest weights first; `random` any
+# components. `fine_tuning` trains the last layer on the same examples; its weights are also those that read
+# letters in.
 
 # %%
-methods = ["weight_norm", "random", "fine_tuning"]
+methods = ["derivative", "weight_norm", "random", "fine_tuning"]
 comparison = coar.compare_edits(experiment, parts, "lower", methods=methods, **settings)
-examples = sorted({*parts.targets.tolist(), *parts.references.tolist()})
-derivative = attribution_patching(experiment, examples=examples, progress=False)
-needed = gpt2_words.needed_elsewhere(derivative, [task.example_ids()[i] for i in parts.references])
-by_derivative = coar.make_edit(
-    experiment, parts, "lower", method=derivative, protect_components=needed, **settings
-)
 rows = []
-for name, found in {"gate_gradients": result, "derivative": by_derivative, **comparison.results}.items():
+for name, found in {"gate_gradients": result, **comparison.results}.items():
     line = {"method": name, "components": 0, "word": 0.0, "loss": 0.0, "note": "nothing within the guard"}
     if found:
         line["components"] = len(found.edit.names) if hasattr(found, "edit") else 0
@@ -280,21 +259,18 @@ table
 # %% [markdown]
 # ## What to make of it
 #
-# The word can be taken out, and it is close. The probability falls steeply with the first few components
-# and slowly with the last: where the guard allows fewer than 30, or 30 are not enough, the fall is less
-# than nine tenths, as the line above says. In trials on the full text, with other draws than this one, 30
-# components lowered *thou* by 88 % and *sir* by 97 %, each at half a per cent more loss. PETRUCHIO, a
-# speaker's name that the model has hardly seen and gives little to begin with (0.0005), lost 98 % with
-# eight. *you*, one of the commonest words, lost 65 % with 30, and the guard allowed twelve (35 %).
+# On this small text the aim is missed, and it is close: 30 components take 86 % of *thou*, not nine tenths;
+# the loss on 13 passages rises by 0.4 %. The curve still falls at 30. On the full text, in a trial with
+# another draw, 30 components took 89 % at 0.5 % more loss. `benchmarks/editing_language.py` makes the edit
+# for five words: two names of speakers, *sir*, *thou* and *you*, and counts all of them. One of the
+# commonest words is harder: in an earlier trial with another score, *you* lost 65 %.
 #
-# The derivative at gate 1 finds the same first component, and is twelve times cheaper. But it does not see
-# some neurons without which all else falls apart: on the full text its second one cost 4 % of the loss, so
-# that the guard left it one component. Largest weights do nothing within the guard, random components next
-# to nothing.
+# The derivative at gate 1 takes one pass and finds almost as good an edit here: 83 %, at 0.4 % more loss.
+# Largest weights do nothing within the guard, random components next to nothing.
 #
-# Fine-tuning wins where it may be used: eight steps of the last layer took 96 % of *thou*, on eight places
-# and sixteen passages; the loss rose by 0.8 % on passages that chose and by 1.3 % on those that judge. An
-# ablation names what it removes, can be undone, and trains nothing; where that does not matter, fine-tune.
+# Fine-tuning takes more of the word: 96 %, after eight steps of the last layer. But the loss rises by 1.7 %
+# on the passages that judge, though it kept to the guard on those that chose: it is outside the aim. An
+# ablation names what it removes, can be undone, and trains nothing.
 #
 # What is forgotten is spelling, not meaning. After *th* the model now hopes for *the*, after *tho* for
-# *those*; *Thou* with a capital letter, *that* and *thousand* pay a part of the price.
+# *those*; *that*, *this* and *Though* pay a part of the price.

@@ -9,7 +9,7 @@ usage: edit_language.sh [--small] [options of coar make-edit, such as --compare]
 
 A small GPT-2 has read Shakespeare letter by letter. From places where the word "thou" comes next, and from
 passages of everything else, the neurons and heads to ablate are found, tried on half of the other passages,
-and judged on the other half. The loss elsewhere may rise by 0.8 %. A few minutes on two cores; --compare adds
+and judged on the other half. The loss elsewhere may rise by 0.9 %. A few minutes on two cores; --compare adds
 other ways of editing, and takes several times as long.
 The edit is saved as runs/edit_language.json, or runs/edit_language_small.json.
 

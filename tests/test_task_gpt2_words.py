@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import coar
-from coar.baselines import attribution_patching
 from coar.editing import Effect
 from coar.errors import SettingError, TaskError
 from coar.tasks import gpt2, gpt2_words
@@ -111,6 +110,16 @@ class TestExamples:
         words = [task.metadata.id[of_kind(task, "word")].tolist() for task in (few, small)]
         assert words[0] == words[1]
 
+    def test_some_places_of_the_word_are_at_even_distances_and_the_others_count_nowhere(self, small):
+        few = gpt2_words.make_task(WORD, small=True, num_passages=60, num_places=4)
+        found, everywhere = (task.metadata.id[of_kind(task, "word")].tolist() for task in (few, small))
+        assert len(everywhere) > 4
+        assert found == [everywhere[i * len(everywhere) // 4] for i in range(4)]
+        masks = [[counted_text(task, i) for i in of_kind(task, "elsewhere")] for task in (few, small)]
+        assert masks[0] == masks[1]
+        more = gpt2_words.make_task(WORD, small=True, num_passages=60, num_places=1000)
+        assert more.example_ids() == small.example_ids()
+
     def test_ids_are_unique_and_a_word_is_shown_in_brackets(self, own):
         assert len(set(own.example_ids())) == len(own)
         texts = own.metadata.text[of_kind(own, "word")]
@@ -160,19 +169,6 @@ class TestOutput:
         effect = Effect(-losses[0], -losses[1])
         expected = (letters @ losses[1]) / (letters @ losses[0]) - 1
         assert gpt2_words.loss_rise(small, effect, others) == pytest.approx(expected)
-
-    def test_what_is_needed_elsewhere_is_what_references_lose_by(self, small):
-        experiment = coar.ComponentAblation(
-            small, coar.find_components(small.model, kinds=["attention_head"])
-        )
-        others = of_kind(small, "elsewhere")[:12]
-        found = attribution_patching(experiment, examples=others.tolist(), progress=False)
-        weights = found.rows(range(6)).mean(axis=0)
-        limit = float(np.median(weights))
-        needed = gpt2_words.needed_elsewhere(found, np.arange(6), limit=limit)
-        names = experiment.components.names
-        assert 0 < len(needed) < len(names)
-        assert needed == [name for name, weight in zip(names, weights, strict=True) if weight > limit]
 
     @torch.no_grad()
     def test_does_not_depend_on_the_padding(self, small):
@@ -265,7 +261,7 @@ class TestFullSize:
             task, "kind == 'word'", "kind == 'elsewhere'", num_targets=2, num_references=2, pairs="passage"
         )
         result = coar.make_edit(
-            experiment, parts, "lower", score="difference", passes=8, sizes=[1, 2, 4, 8], max_output_drop=0.5
+            experiment, parts, "lower", score="contrast", passes=8, sizes=[1, 2, 4, 8], max_output_drop=0.5
         )
         chosen = np.array(parts.target_holdout)
         outputs = result.curve.outputs[:, chosen]
@@ -296,6 +292,10 @@ class TestRefusals:
             gpt2_words.make_task(small=True, num_elsewhere=count)
         with refused(SettingError, "num_examples", "1 to 200", str(count)):
             gpt2_words.make_task(small=True, num_passages=count)
+
+    def test_no_place_at_all(self):
+        with refused(SettingError, "num_places", "at least 1", "0"):
+            gpt2_words.make_task(small=True, num_places=0)
 
     def test_no_context_at_all(self):
         with refused(SettingError, "min_context", "at least 1", "0"):

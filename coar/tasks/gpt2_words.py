@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coar.attributions import Attributions
 from coar.editing.effect import Effect
 from coar.errors import SettingError, TaskError
 from coar.outputs import token_log_probability
@@ -38,7 +37,6 @@ from coar.tasks.data_folder import find_data
 from coar.tasks.gpt2 import IGNORED
 
 OUTPUT, TEXT, HELD_OUT = "log_probability", "tinyshakespeare.txt", 10  # per cent of the text
-NEEDED = 0.0015  # nats; a thousandth of the small GPT-2's loss
 MIN_CONTEXT = 16  # with less, a model can hardly know what comes next
 
 
@@ -60,6 +58,7 @@ def make_task(
     model: str | None = None,
     num_passages: int | None = None,
     num_elsewhere: int | None = None,
+    num_places: int | None = None,
     min_context: int = MIN_CONTEXT,
     max_length: int | None = None,
     device: str = "auto",
@@ -75,6 +74,8 @@ def make_task(
         num_passages: how many, the last ones; None is all of the text, or 500 stories.
         num_elsewhere: how many of the passages, at even distances, are examples of kind "elsewhere"; None is
             all. Word by word there are few places, so that fewer of the others do not make much less sure.
+        num_places: at most so many places of the word, at even distances among all of them; None is all.
+            Of a common word there are hundreds. The others count nowhere.
         min_context: tokens that must stand before the word; where there are fewer it is not counted at all.
         max_length: tokens of a passage; None is 128 characters, or the most that a `model` takes.
         device: see `coar.Task`.
@@ -94,6 +95,8 @@ def make_task(
     """
     if not word or word != word.strip():
         raise SettingError("word= is a word", expected="'thou', without spaces around it", got=repr(word))
+    if num_places is not None and num_places < 1:
+        raise SettingError("num_places out of range", expected="at least 1", got=num_places)
     if min_context < 1:  # the first token of a passage is never predicted
         raise SettingError("min_context out of range", expected="at least 1", got=min_context)
     if model is None:
@@ -104,7 +107,7 @@ def make_task(
         network, passages = _full_size(model, data, num_passages, max_length)
     network.config.use_cache = False
     others = _spread(len(passages) if num_elsewhere is None else num_elsewhere, len(passages))
-    items, metadata = _examples(passages, word, min_context, others)
+    items, metadata = _examples(passages, word, min_context, others, num_places)
     return Task(
         network.eval(),
         items,
@@ -173,21 +176,6 @@ def loss_rise(task: Task, effect: Effect, examples: Sequence[int] | np.ndarray) 
     return float(after / before - 1)
 
 
-def needed_elsewhere(
-    attributions: Attributions, references: Sequence[int | str] | np.ndarray, limit: float = NEEDED
-) -> list[str]:
-    """Components that everything else needs: an edit should not ablate them, whatever they do for the word.
-
-    Args:
-        attributions: of `log_probability`.
-        references: their columns of kind "elsewhere".
-        limit: names are of components without which the mean output of the references would fall by more,
-            as far as the attributions know.
-    """
-    weights = attributions.rows(references).mean(axis=0)
-    return [attributions.components.names[i] for i in np.flatnonzero(weights > limit)]
-
-
 def _counted(task: Task, examples: Sequence[int] | np.ndarray) -> np.ndarray:
     return task.metadata["counted"].to_numpy()[np.asarray(examples)]
 
@@ -201,7 +189,7 @@ def show(item: dict[str, Any], ax: Any) -> None:
 
 
 def _examples(
-    passages: Sequence[Passage], word: str, min_context: int, others: set[int]
+    passages: Sequence[Passage], word: str, min_context: int, others: set[int], num_places: int | None
 ) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
     """Items and metadata: of each passage what is elsewhere, if it is one of `others`, then its words."""
     pattern = re.compile(rf"(?<![\w']){re.escape(word)}(?![\w'])")
@@ -216,13 +204,17 @@ def _examples(
             if place[0] >= min_context and span[1] < len(passage.text):
                 items.append(_word(passage, span, place, f"{passage.name} {word} {number}"))
     items = [item for item in items if (item["labels"][1:] != IGNORED).any()]
-    if not any(item["kind"] == "word" for item in items):
+    numbers = [number for number, item in enumerate(items) if item["kind"] == "word"]
+    if not numbers:
         raise TaskError(
             f"{word!r} does not stand in the text",
             expected=f"it in one of {len(passages)} passages, after {min_context} tokens or more",
             got="no such place",
             todo="choose a word that is in the text, as it is written there",
         )
+    kept = _spread(min(num_places or len(numbers), len(numbers)), len(numbers))
+    left_out = {number for i, number in enumerate(numbers) if i not in kept}
+    items = [item for number, item in enumerate(items) if number not in left_out]
     metadata = {name: [item[name] for item in items] for name in ("id", "kind", "passage", "text")}
     metadata["counted"] = [int((item["labels"][1:] != IGNORED).sum()) for item in items]
     return items, metadata | {"word": [word] * len(items)}
