@@ -38,7 +38,7 @@ def experiment():
     return make_experiment(CONTRIBUTIONS)
 
 
-@pytest.mark.parametrize("score", ["welch", "difference", "contrast", "best"])
+@pytest.mark.parametrize("score", ["welch", "difference", "contrast", "cautious", "best"])
 @pytest.mark.parametrize("method", ["gate_gradients", "derivative"])
 def test_the_components_that_hold_targets_back_are_found(experiment, method, score):
     found = make_edit(experiment, PARTS, method=method, score=score, sizes=[1, 2, 3], passes=8)
@@ -101,17 +101,18 @@ def test_of_two_scores_the_one_that_does_more_is_taken(experiment):
 
 
 @pytest.mark.parametrize("direction", ["raise", "lower"])
-def test_contrast_leaves_alone_what_references_need(direction):
+def test_two_scores_leave_alone_what_references_need(direction):
     """Component 1 tells targets from references most, because references need it."""
     sign = 1 if direction == "raise" else -1
     weights = sign * np.array([[-1.0, 0.0, 0.2], [-1.0, 0.0, 0.2], [0.1, 5.0, 0.1], [-0.1, 5.0, 0.1]])
     given = make_attributions(weights)
     rankings = {
         score: coar.rank_components(given, [0, 1], [2, 3], direction, score)
-        for score in ("difference", "contrast")
+        for score in ("difference", "contrast", "cautious")
     }
     orders = {score: ranking.order.tolist() for score, ranking in rankings.items()}
-    assert orders == {"difference": [1, 0, 2], "contrast": [0, 1, 2]}
+    assert orders == {"difference": [1, 0, 2], "contrast": [0, 1, 2], "cautious": [0, 2, 1]}
+    np.testing.assert_allclose(rankings["cautious"].scores, sign * np.array([-1, 5, 0.3]))
     needed = np.sqrt((weights[2:] ** 2).mean(axis=0))
     expected = weights[:2].mean(axis=0) / np.hypot(needed, np.quantile(needed, 0.05))
     np.testing.assert_allclose(rankings["contrast"].scores, expected)

@@ -115,7 +115,7 @@ def test_bad_targets_and_references_are_refused(targets, references, words):
 
 @pytest.mark.parametrize("how", [("up", "welch"), ("raise", "student")])
 def test_an_unknown_direction_or_score_is_refused(how):
-    with refused(EditError, "unknown ranking", "raise or lower; welch, difference, contrast", ", ".join(how)):
+    with refused(EditError, "unknown ranking", "raise or lower; welch, difference, contrast, cautious", ", ".join(how)):
         rank_components(make_attributions(CONTRIBUTIONS), [0], [1, 2], *how)
 
 

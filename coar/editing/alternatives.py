@@ -22,7 +22,7 @@ from coar.gradients import gate_gradients
 from coar.randomness import permutation
 
 Method = Literal["gate_gradients", "derivative", "weight_norm", "random"]
-Score = Literal["welch", "difference", "contrast", "best"]
+Score = Literal["welch", "difference", "contrast", "cautious", "best"]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class MakingSpec(Setting):
     direction: Literal["raise", "lower"] = "raise"
     method: Literal["gate_gradients", "derivative", "weight_norm", "random"] = "gate_gradients"
     output: str | None = None
-    score: Literal["welch", "difference", "contrast", "best"] = "welch"
+    score: Literal["welch", "difference", "contrast", "cautious", "best"] = "welch"
     ablation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     passes: Annotated[int, Field(ge=1)] = 60
     seed: Annotated[int, Field(ge=0)] = 0

@@ -57,8 +57,8 @@ def make_edit(
         method: what ranks components: "gate_gradients", attributions made elsewhere, or an alternative:
             "derivative" (at gate 1: one pass), "weight_norm" (largest first), "random" (by `seed`).
         output: which output; needed where there are several.
-        score: "welch", "difference", "contrast" (see `rank_components`), or "best": all of them are swept,
-            and what chooses sizes chooses.
+        score: "welch", "difference", "contrast", "cautious" (see `rank_components`), or "best": all of them
+            are swept, and what chooses sizes chooses.
         ablation_fraction: of gate gradients.
         passes: of gate gradients.
         seed: of gate gradients, or of the random order.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas
 
 Direction = Literal["raise", "lower"]
-SCORES = ("welch", "difference", "contrast")  # of attributions; other orders predict no output
+SCORES = ("welch", "difference", "contrast", "cautious")  # of attributions; other orders predict no output
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,7 +27,7 @@ class Ranked:
         references: positions of the reference columns.
         attributions: what was ranked.
         direction: "raise" or "lower".
-        score: "welch", "difference" or "contrast", or what else orders them.
+        score: "welch", "difference", "contrast" or "cautious", or what else orders them.
         protected: patterns of components that are never ablated.
     """
 

@@ -14,7 +14,7 @@ from coar.editing.ranked import Direction
 from coar.editing.sweep import Ranking
 from coar.errors import EditError
 
-Score = Literal["welch", "difference", "contrast"]
+Score = Literal["welch", "difference", "contrast", "cautious"]
 FLOOR = 0.05  # quantile over components: what references need least is no reason to come first
 
 
@@ -39,11 +39,12 @@ def rank_components(
         targets: columns, by position or name.
         references: columns that should not change; not targets.
         direction: of the targets' outputs.
-        score: "welch", or "difference" of means, which needs no spread; or "contrast" (ours, not of the
-            paper): how much targets need a component, by how much references do, mean_T w / sqrt(mean_R w^2
-            + s^2), where s is the 5 % quantile of the root mean squares. A difference is also large where
-            references need a component more than targets do, and Welch's t where targets merely agree:
-            ablating such components harms the references.
+        score: "welch", or "difference" of means, which needs no spread. Both are also far from 0 where
+            references need a component and targets do not, and ablating that one harms the references. Two
+            of ours, not of the paper, leave it alone: "cautious", the targets' mean less what the references
+            need in the mean, mean_T w + |mean_R w| (to lower: -); and "contrast", how much targets need a
+            component by how much references do, mean_T w / sqrt(mean_R w^2 + s^2), where s is the 5 %
+            quantile of the root mean squares.
         protect: components that are never ablated: names, or patterns (`*`, `?`, `[...]`) for names of
             components or of their groups, such as "layer4.*".
 
@@ -77,14 +78,19 @@ def rank_components(
     require_disjoint(attributions.columns, chosen, "targets", others, "references")
     protected = protected_components(attributions.components, protect)
     weights = attributions.rows(chosen), attributions.rows(others)
-    scores = _contrast(*weights) if score == "contrast" else _scores(*weights, score)
+    scores = _scores(*weights, score, 1 if direction == "raise" else -1)
     order = np.argsort(scores if direction == "raise" else -scores, kind="stable")
     allowed = order[~protected[order]]
     return Ranking(allowed, scores, chosen, others, attributions, direction, score, tuple(protect))
 
 
-def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarray:
+def _scores(targets: np.ndarray, references: np.ndarray, score: str, sign: int) -> np.ndarray:
+    """Scores of components; `sign` is 1 if the lowest come first."""
     targets, references = targets.astype(np.float64), references.astype(np.float64)
+    if score == "contrast":
+        return _contrast(targets, references)
+    if score == "cautious":
+        return targets.mean(axis=0) + sign * np.abs(references.mean(axis=0))
     difference = targets.mean(axis=0) - references.mean(axis=0)
     if score == "difference":
         return difference
@@ -102,9 +108,9 @@ def _scores(targets: np.ndarray, references: np.ndarray, score: str) -> np.ndarr
 
 
 def _contrast(targets: np.ndarray, references: np.ndarray) -> np.ndarray:
-    needed = np.sqrt((references.astype(np.float64) ** 2).mean(axis=0))
+    needed = np.sqrt((references**2).mean(axis=0))
     scale = np.sqrt(needed**2 + np.quantile(needed, FLOOR) ** 2)
-    means = targets.mean(axis=0, dtype=np.float64)
+    means = targets.mean(axis=0)
     # Where references need nothing at all, and targets do, nothing stands in the way.
     limit = np.where(means == 0, 0.0, np.copysign(np.inf, means))
     return np.divide(means, scale, out=limit, where=scale > 0)
