@@ -15,6 +15,8 @@ from benchmarks.report import ROOT
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"
 GATES = ROOT / "docs/gate-gradients.md"
+EVALUATION = ROOT / "docs/evaluation.md"
+EDITING = ROOT / "docs/editing.md"
 HEAD = """# Benchmarks
 
 Made by `python -m benchmarks.docs` from the last full runs in `benchmarks/results/`; do not edit.
@@ -92,6 +94,17 @@ def _patching(result: dict[str, Any], network: str) -> dict[str, str]:
     return {"attribution patching: gates at 1, at .95": ", ".join(f"{value:.3f}" for value in found)}
 
 
+def reproduction_tables(result: dict[str, Any]) -> str:
+    """The paper's table, once for each fraction that attributions were made for."""
+    found = [(title, rows) for title, rows in result["tables"].items() if title.startswith("made for")]
+    return "\n".join(f"*{title}*\n\n{_table(rows)}" for title, rows in found)
+
+
+def editing_table(result: dict[str, Any]) -> str:
+    """The six edits, one a line."""
+    return next(_table(rows) for title, rows in result["tables"].items() if title.startswith("the six edits"))
+
+
 def with_table(page: str, name: str, table: str) -> str:
     """A page with what is between its marks `measured: NAME` and `end` replaced."""
     begin, end = f"<!-- measured: {name} -->\n", "<!-- end -->"
@@ -105,6 +118,8 @@ def pages() -> dict[Path, str]:
     by_name = {result["benchmark"]: result for result in results}
     measured = {
         GATES: ("gate_gradients", gates_table),
+        EVALUATION: ("reproduction", reproduction_tables),
+        EDITING: ("editing", editing_table),
     }
     found = {PAGE: page(results)}
     for path, (name, make) in measured.items():
