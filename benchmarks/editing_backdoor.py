@@ -15,7 +15,7 @@ from benchmarks.report import Report
 from coar.tasks import backdoor
 
 DATA = "cifar10_jpeg.npz"  # in a data folder; see data/README.md
-DRAWS = (0, 1, 2)
+DRAWS = (3, 4, 5)  # 0 to 2 were looked at while this was built
 PARTS: dict[str, Any] = {
     "targets": "subpopulation == 'triggered'",
     "references": "subpopulation == 'clean'",
@@ -24,8 +24,9 @@ PARTS: dict[str, Any] = {
     "pairs": "image",
 }
 EDIT: dict[str, Any] = {
-    "score": "best",
-    "ablation_fraction": 0.05,
+    "score": "cautious",
+    "ablation_fraction": 0.01,  # of what an edit is: a network that is nearly whole
+    "passes": 300,  # over twenty images
     "sizes": (1, 2, 4),
     "max_size": 6,  # 1 % of 688 filters
     "max_accuracy_drop": 0.015,
@@ -51,7 +52,7 @@ def measure(report: Report) -> dict[str, Any]:
 def _compared(experiment: coar.ComponentAblation, draw: int) -> pd.DataFrame:
     """The table of `compare_edits` for one draw of the ten pairs."""
     parts = coar.draw_parts(experiment.task, **PARTS, seed=draw)
-    table = coar.compare_edits(experiment, parts, "raise", **EDIT).table
+    table = coar.compare_edits(experiment, parts, "raise", **EDIT, seed=draw).table
     table.insert(0, "draw", draw)
     return table
 

@@ -20,7 +20,7 @@ from coar.editing import EditResult
 from coar.errors import EditError
 from coar.tasks import spurious_digits
 
-SEEDS = (0, 1, 2)
+SEEDS = (3, 4, 5)  # 0 to 2 were looked at while this was built
 PARTS: dict[str, Any] = {
     "targets": f"subpopulation == '{spurious_digits.WORST}'",
     "references": "subpopulation == 'odd, plain'",

@@ -16,7 +16,7 @@ import coar
 from benchmarks.report import Report
 from coar.tasks import written_digits
 
-SEEDS = (0, 1, 2)
+SEEDS = (3, 4, 5)  # 0 to 2 were looked at while this was built
 PARTS: dict[str, Any] = {
     "targets": "subpopulation == 'attacked'",
     "references": "subpopulation == 'clean'",
