@@ -292,7 +292,7 @@ figures.edit_comparison(comparison).figure
 # What to make of it. In the outputs above one filter of the first layer goes, and the square no longer says
 # "airplane": after the edit about as many photographs are answered so with the square as without. But their
 # accuracy with the square reaches 89.5 % of what it was without, and the aim was 98 %: it is missed. Traces
-# of the square remain, and mislead into other classes; the next filters of the ranking cost all photographs
-# dearly. Red and white squares mislead a little more often than before. Which filters are found depends on
-# the ten pairs: other draws rank this filter lower, and get less far (`python -m benchmarks.editing`). The
-# derivative finds the same filter in less time: for a backdoor that a filter carries, one pass is enough.
+# of the square remain, and mislead into other classes; no larger size of this ranking does better within the
+# guard. A red or a white square misleads a little more often than before. What three other draws of ten pairs
+# find on 2,000 images is in `docs/editing.md`. The derivative finds the same filter in less time: for a
+# backdoor that a filter carries, one pass is enough.
