@@ -121,3 +121,21 @@ def test_what_is_no_export_is_refused(tmp_path):
     other = an_edit(network(), IMAGES, [3])
     with refused(StoreError, "another"):
         export_edited(network(), other, path)
+
+
+def test_buffers_go_where_the_model_is(tmp_path):
+    model = network()
+    edit = an_edit(model, IMAGES, [1, 4])
+    path = export_edited(model, edit, tmp_path / "edited.safetensors")
+    with torch.device("meta"):
+        found = load_exported(nn.Sequential(*copy.deepcopy(list(model))).to("meta").eval(), path)
+    assert {tensor.device.type for tensor in found.state_dict().values()} == {"meta"}
+
+
+def test_a_model_of_another_size_is_refused(tmp_path):
+    model = network()
+    path = export_edited(model, an_edit(model, IMAGES, [2]), tmp_path / "edited.safetensors")
+    wider = copy.deepcopy(model)
+    wider[7] = nn.Linear(4, 9)
+    with refused(EditError, "another kind of model", "7.bias [9]", "7.bias [5]"):
+        load_exported(wider, path)

@@ -13,7 +13,7 @@ import coar
 from coar.editing import EditParts, compare_edits, fine_tune, make_edit
 from coar.editing.choice import Sizes
 from coar.editing.fine_tuning import last_layer
-from coar.errors import AxisError, EditError, GuardError
+from coar.errors import AxisError, CoarWarning, EditError, GuardError
 from coar.experiments.ablation import ComponentAblation
 from coar.task import Task
 from tests.contributions import make_attributions, make_experiment
@@ -172,6 +172,9 @@ class UnsignedOutputs(ComponentAblation):
         ({"score": "t"}, ("unknown score", "welch", "'t'")),
         ({"sizes": [6]}, ("sizes out of range", "1 .. 5")),
         ({"max_accuracy_drop": 5}, ("is a fraction", "5")),
+        ({"max_size": 0}, ("no size is within max_size", "at least 1")),
+        ({"sizes": 4}, ("sizes out of range", "a list", "1 .. 5")),
+        ({"direction": "forget"}, ("unknown direction", "raise or lower", "'forget'")),
         ({"max_output_drop": -1}, ("max_output_drop", "0 or more")),
         ({"sizes": [5]}, ("nothing was applied", "best for the targets: 5 components", "down 100.00%")),
         ({"protect_components": ["nothing*"]}, ("matches no component",)),
@@ -182,6 +185,73 @@ def test_what_cannot_be_made_is_refused(experiment, options, words):
     parts = lowered if "direction" in options else PARTS
     with refused(EditError, *words):
         make_edit(experiment, parts, **{"sizes": [1], "passes": 8, "max_accuracy_drop": 0.0} | options)
+
+
+def test_targets_that_are_right_already_are_told(experiment):
+    parts = EditParts([6, 7], [8, 9, 10], [11, 12, 13], [14, 15])
+    with pytest.warns(CoarWarning, match="all targets are right without any edit"):
+        make_edit(experiment, parts, sizes=[1, 2], passes=8, max_accuracy_drop=1.0)
+
+
+def test_a_size_that_puts_most_right_is_taken_although_an_outlier_falls():
+    sizes = Sizes(
+        np.array([0, 1]),
+        np.array([0.0, -0.2]),  # of the mean: one of many falls far
+        np.array([0.1, 0.9]),
+        {"holdout": np.zeros(2)},
+    )
+    assert sizes.best(0.0) == 1
+
+
+def test_of_output_guards_the_gentlest_size_is_told():
+    sizes = Sizes(
+        np.array([0, 1, 2, 4]),
+        np.array([0.0, 1.0, 2.0, 9.0]),
+        np.zeros(4),
+        {"holdout": np.full(4, np.nan)},
+        {"holdout": np.array([0.0, 0.9, 0.3, 5.0])},
+    )
+    with refused(GuardError, "best for the targets: 2 comp", "output down 0.3", "at most 0.1") as _:
+        sizes.best(0.0, max_size=2, max_output_drop=0.1)  # and not the 4, which may not be taken
+    both = Sizes(sizes.sizes, sizes.gain, sizes.done, {"holdout": np.zeros(4)}, sizes.output_drops)
+    with refused(GuardError, "accuracy down 0.00%, holdout output down 0.3"):
+        both.best(0.0, max_output_drop=0.1)
+
+
+def test_attributions_of_another_output_are_refused(experiment):
+    twice = UnsignedOutputs(experiment)
+    twice.task.outputs["twice"] = twice.task.outputs["margin"]
+    try:
+        given = coar.gate_gradients(twice, 0.05, passes=8, output="margin", progress=False)
+        with refused(EditError, "of another output", "twice", "margin"):
+            make_edit(twice, PARTS, method=given, output="twice", sizes=[1], max_output_drop=1.0)
+    finally:
+        del twice.task.outputs["twice"]
+
+
+def test_gradients_that_are_switched_off_are_switched_on(experiment):
+    with torch.no_grad():
+        found = make_edit(experiment, PARTS, sizes=[2], passes=8)
+        assert not torch.is_grad_enabled()
+    assert set(found.edit.names) == {"hidden[0]", "hidden[1]"}
+
+
+def test_other_arguments_are_refused_by_name(experiment):
+    with refused(EditError, "first argument is an experiment", "Task"):
+        make_edit(experiment.task, PARTS)
+    with refused(EditError, "which example plays which part", "dict"):
+        make_edit(experiment, {"targets": [0]})
+    with refused(EditError, "targets are positions or names", "np.flatnonzero"):
+        EditParts(np.array([True, False]), [1], [2], [3]).located(experiment.columns["margin"])
+
+
+def test_a_comparison_is_read_as_text(experiment):
+    text = compare_edits(experiment, PARTS, sizes=[1, 2], passes=8).summary()
+    lines = text.splitlines()
+    assert lines[0].split() == ["method", "components", "seconds", "targets", "others"]
+    assert "0.0% -> 100.0%" in next(line for line in lines if line.startswith("gate_gradients"))
+    assert next(line for line in lines if line.startswith("weight_norm")).endswith("nothing within the guard")
+    assert max(map(len, lines[:6])) < 100
 
 
 # ------------------------------------------------------------------------------------------- alternatives
@@ -308,6 +378,76 @@ def test_the_last_layer_is_the_one_that_runs_last():
             return self.head(self.body(x))
 
     model = Backwards().eval()
-    assert last_layer(model, Task(model, [(torch.zeros(3), 0)] * 3, device="cpu")) == "head"
+    assert last_layer(model, Task(model, [(torch.zeros(3), 0)] * 3, device="cpu"), "margin") == "head"
     with refused(EditError, "no linear layer"):
-        last_layer(nn.Identity().eval(), Task(nn.Identity().eval(), [(torch.zeros(3), 0)] * 3, device="cpu"))
+        task = Task(nn.Identity().eval(), [(torch.zeros(3), 0)] * 3, device="cpu")
+        last_layer(task.model, task, "margin")
+
+
+class TwoHeads(nn.Module):
+    """Two linear heads on one body; which one runs depends on the output that is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x, head):
+        return getattr(self, head)(torch.relu(self.body(x)))
+
+
+def one(model, batch):
+    model(batch[0], "two")  # runs as well, and before
+    return model(batch[0], "one")  # two values per example
+
+
+def test_fine_tuning_is_of_the_output_and_the_columns_asked_for():
+    examples = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+    labels = torch.zeros(12, dtype=torch.int64)
+    model = TwoHeads().eval()
+    dataset = torch.utils.data.TensorDataset(examples, labels)
+    task = Task(model, dataset, outputs={"two": lambda m, b: m(b[0], "two")[:, 0], "one": one}, device="cpu")
+    experiment = ComponentAblation(task, coar.find_components(model, kinds=["neuron"], include=["body"]))
+    parts = EditParts([0], [2, 4], range(8, 16), range(16, 24))  # the first value of each example
+    found = fine_tune(experiment, parts, output="one", max_output_drop=1e9)
+    assert found.layer == "one"
+    before, after = model.one, found.model.one
+    assert not torch.equal(before.weight[0], after.weight[0])
+    assert torch.equal(before.weight[1], after.weight[1])  # no column of the second value was given
+    assert torch.equal(model.two.weight, found.model.two.weight)
+
+
+def test_fine_tuning_leaves_tied_embeddings_alone():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_layer=1, n_embd=8, n_head=2, vocab_size=11, n_positions=8, use_cache=False,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    examples = [{"input_ids": torch.randint(11, (6,))} for _ in range(8)]
+    outputs = {"token_log_probability": coar.outputs.token_log_probability}
+
+    def collate(items):
+        return {"input_ids": torch.stack([item["input_ids"] for item in items])}
+
+    task = Task(model, examples, outputs, collate=collate, device="cpu")
+    experiment = ComponentAblation(task, coar.find_components(model, kinds=["mlp_neuron"]))
+    found = fine_tune(experiment, EditParts([0, 7], [1], [3, 4], [5, 6]), "raise", max_output_drop=1e9)
+    assert found.layer == "lm_head"
+    assert torch.equal(found.model.transformer.wte.weight, model.transformer.wte.weight)
+    assert not torch.equal(found.model.lm_head.weight, model.lm_head.weight)
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_a_model_without_a_last_layer_is_a_line_of_the_comparison():
+    model = nn.Sequential(nn.Conv1d(1, 3, 1), nn.Flatten()).eval()
+    examples = torch.randn(30, 1, 1, generator=torch.Generator().manual_seed(0))
+    task = Task(model, torch.utils.data.TensorDataset(examples, torch.arange(30) % 3), device="cpu")
+    experiment = ComponentAblation(task, coar.find_components(model, include=["0"]))
+    parts = EditParts([0, 1], [2, 3, 4], range(5, 15), range(15, 30))
+    found = compare_edits(
+        experiment, parts, methods=["derivative", "fine_tuning"], sizes=[1], max_accuracy_drop=1.0
+    )
+    assert found.results["fine_tuning"] is None
+    assert "no linear layer" in found.notes["fine_tuning"]

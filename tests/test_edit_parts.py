@@ -33,7 +33,7 @@ def drawn(task, *queries, **options):
     parts = draw_parts(task, *queries, **options)
     return {
         part.name: set() if getattr(parts, part.name) is None else set(getattr(parts, part.name).tolist())
-        for part in fields(parts)
+        for part in fields(EditParts)
     }
 
 
@@ -98,7 +98,12 @@ def test_without_further_targets_sizes_are_compared_by_the_targets():
     ("queries", "options", "words"),
     [
         (("label == 1", "label < 2"), {}, ("targets and references overlap", "25 examples answer")),
-        (("label = 1", "label == 0"), {}, ("query for targets cannot be read", "label")),
+        (("label = 1", "label == 0"), {}, ("query for targets cannot be read", "two signs: ==")),
+        (("label.max() == 1", "label == 0"), {}, ("query for targets cannot be read", "with a Call")),
+        (("@table == 1", "label == 0"), {}, ("query for targets cannot be read",)),
+        (("label", "label == 0"), {}, ("query for targets is no condition",)),
+        (("label + 1", "label == 0"), {}, ("query for targets cannot be read", "with a Add")),
+        (("label == '1'", "label == 0"), {}, ("no example answers the query", "label is 0, 1, 2")),
         (("lable == 1", "label == 0"), {}, ("query for targets cannot be read", "lable")),
         (("label == 1", "label == 0"), {"num_targets": 26}, ("too few examples for the targets", "25")),
         (("label == 1", "label == 0"), {"num_references": 31}, ("too few examples for the references", "30")),
@@ -154,6 +159,54 @@ def test_parts_drawn_by_example_are_not_columns_of_tokens():
     parts = draw_parts(LABELS, "label == 1", "label == 0", num_targets=5, num_references=5)
     example = np.repeat(np.arange(60), 2)
     names = [f"{e}:{i % 2}" for i, e in enumerate(example)]
-    tokens = Axis("columns", names, {}, {"example": example, "position": np.arange(120) % 2})
+    source = {"data": LABELS.data_fingerprint()}
+    tokens = Axis("columns", names, source, {"example": example, "position": np.arange(120) % 2})
     with refused(EditError, "several values per example", "120 columns of 60 examples"):
         parts.located(tokens)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "@np.f2py.os.system('echo owned > {path}') == 0",
+        "label.to_csv('{path}') == 0",
+        "@table.to_csv('{path}') == 0",
+        "[label.to_csv('{path}')] == [0]",
+        "label == label.map(lambda x: open('{path}', 'w'))",
+        "label == __import__('os').system('echo owned > {path}')",
+        "label if label.to_csv('{path}') else label",
+    ],
+)
+def test_a_query_runs_no_code(query, tmp_path):
+    path = tmp_path / "owned"
+    with refused(EditError, "cannot be read", "column names"):
+        draw_parts(LABELS, query.format(path=path), "label == 0", num_targets=1, num_references=1)
+    assert not path.exists()
+
+
+def test_queries_that_are_meant_are_read():
+    task = make_task({"label": [0, 1, 2] * 20, "my group": ["a", "b"] * 30})
+    queries = {
+        "label in [1, 2] and `my group` == 'a'": lambda t: t.label.isin([1, 2]) & (t["my group"] == "a"),
+        "not label == 0": lambda t: t.label != 0,
+        "(label > 0) & ~(label == 2)": lambda t: t.label == 1,
+        "0 < label <= 2 or `my group` != 'b'": lambda t: (t.label > 0) | (t["my group"] != "b"),
+    }
+    for query, obvious in queries.items():
+        parts = draw_parts(task, query, f"not ({query})", num_targets=2, num_references=2)
+        found = np.concatenate([parts.targets, parts.target_holdout, parts.target_report])
+        assert set(found) == set(np.flatnonzero(obvious(task.metadata)))
+
+
+def test_parts_of_other_examples_are_refused():
+    parts = draw_parts(LABELS, "label == 1", "label == 0", num_targets=5, num_references=5)
+    names = [str(i) for i in range(60)]
+    parts.located(Axis("columns", names, {"data": LABELS.data_fingerprint()}))
+    with refused(EditError, "drawn from other examples", "experiment.task"):
+        parts.located(Axis("columns", names, {"data": "another"}))
+
+
+def test_pairs_without_a_name_are_refused():
+    task = make_task({"label": [0, 1] * 10, "image": [*range(19), None]})
+    with refused(EditError, "no 'image' that names their pair", "1 without one"):
+        draw_parts(task, "label == 1", "label == 0", num_targets=2, num_references=2, pairs="image")

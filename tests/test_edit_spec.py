@@ -69,7 +69,7 @@ def test_the_command_makes_it_and_compares(works, spec, tmp_path):
         "make-edit", spec, "--save-to", tmp_path / "fix.json", "--compare", "--figure", tmp_path / "curve.png"
     )
     assert "ablating 2 of 5 components" in out
-    assert re.search(r"gate_gradients +2 .* 0\.000 +1\.000", out)
+    assert re.search(r"gate_gradients +2 .* 0\.0% -> 100\.0%", out)
     assert "fine_tuning" in out
     edit = coar.Edit.load(tmp_path / "fix.json")
     assert set(edit.names) == {"hidden[0]", "hidden[1]"}

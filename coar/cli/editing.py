@@ -105,5 +105,4 @@ def make_edit(
         typer.echo(f"written to {figure}")
     if compare:
         options = {key: value for key, value in options.items() if key != "method"}
-        table = compare_edits(experiment, parts, **options).table
-        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+        typer.echo(compare_edits(experiment, parts, **options).summary())

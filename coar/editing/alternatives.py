@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from coar.attributions import Attributions
 from coar.baselines import attribution_patching, random_attributions, weight_norm
@@ -92,6 +93,10 @@ def _attributed(
     """Attributions of targets and references, or those that were given."""
     if isinstance(options.method, Attributions):
         options.method.components.require_same(experiment.components, "attributions", "experiment")
+        if options.method.output != output:
+            raise EditError(
+                "the attributions are of another output", expected=output, got=options.method.output
+            )
         return options.method
     if not isinstance(experiment, ComponentAblation):
         raise EditError(
@@ -102,17 +107,12 @@ def _attributed(
     owner = experiment.columns[output].fields["example"]
     wanted = np.concatenate([parts.targets, parts.references])
     examples = sorted({int(owner[i]) for i in wanted})
-    if options.method == "derivative":
-        return attribution_patching(experiment, output=output, examples=examples, progress=progress)
-    return gate_gradients(
-        experiment,
-        options.ablation_fraction,
-        passes=options.passes,
-        seed=options.seed,
-        output=output,
-        examples=examples,
-        progress=progress,
-    )
+    how: dict[str, Any] = {"output": output, "examples": examples, "progress": progress}
+    with torch.enable_grad():  # also where the caller has switched gradients off
+        if options.method == "derivative":
+            return attribution_patching(experiment, **how)
+        fraction, passes = options.ablation_fraction, options.passes
+        return gate_gradients(experiment, fraction, passes=passes, seed=options.seed, **how)
 
 
 def _blind(

@@ -55,35 +55,42 @@ class Sizes:
                 got=max_accuracy_drop,
             )
         largest = self.sizes[-1] if max_size is None else max_size
-        allowed = (self.worst <= max_accuracy_drop + _EXACT) & (self.sizes <= largest)
-        if max_output_drop is not None:
-            allowed &= self.worst_output <= _positive(max_output_drop) + _EXACT
-        candidates = np.flatnonzero(allowed & (self.gain > 0))
+        if self.sizes[1] > largest:
+            raise EditError(
+                "no size is within max_size",
+                expected=f"max_size of at least {self.sizes[1]}, the smallest that was swept",
+                got=max_size,
+            )
+        within = self.sizes <= largest
+        limits = max_accuracy_drop, None if max_output_drop is None else _positive(max_output_drop)
+        moved = (self.gain > 0) | (self.done > self.done[0])
+        candidates = np.flatnonzero(within & (self._excess(*limits) <= _EXACT) & moved)
         if not len(candidates):
-            raise self._cannot(max_accuracy_drop, max_size, max_output_drop)
+            raise self._cannot(*limits, max_size, np.flatnonzero(within))
         best = candidates[np.lexsort((self.sizes[candidates], -self.done[candidates]))[0]]
         if self.done[best] <= self.done[0]:  # no target crosses 0: take the largest change instead
             best = candidates[np.argmax(self.gain[candidates])]
         return int(best)
 
-    @property
-    def worst(self) -> np.ndarray:
-        """Largest drop of any group, the whole holdout included, [sizes]; 0 where there is no accuracy."""
-        return np.nan_to_num(np.max(list(self.drops.values()), axis=0))
+    def _excess(self, limit: float, most_lost: float | None) -> np.ndarray:
+        """By how much each size breaks its guards, the worst of all groups, [sizes]; 0 or less keeps them."""
+        accuracy = np.max(list(self.drops.values()), axis=0) - limit
+        found = np.full(len(self.sizes), -np.inf) if self._blind else accuracy
+        if most_lost is None:
+            return found
+        return np.maximum(found, np.max(list(self.output_drops.values()), axis=0) - most_lost)
 
-    @property
-    def worst_output(self) -> np.ndarray:
-        """Largest drop of any group's mean output, the whole holdout included, [sizes]."""
-        return np.max(list(self.output_drops.values()), axis=0)
-
-    def _cannot(self, limit: float, max_size: int | None, most_lost: float | None) -> GuardError:
+    def _cannot(
+        self, limit: float, most_lost: float | None, max_size: int | None, within: np.ndarray
+    ) -> GuardError:
         groups = [name for name in self.drops if name != OVERALL]
-        strongest = 1 + int(np.argmax(self.gain[1:]))  # size 0 is no edit
-        got = f"best for the targets: {self._described(strongest)}"
-        helping = np.flatnonzero(self.gain > 0)
+        within = within[within > 0]  # size 0 is no edit
+        strongest = int(within[np.argmax(self.gain[within])])
+        got = f"best for the targets: {self._described(strongest, most_lost)}"
+        helping = within[self.gain[within] > 0]
         if len(helping):
-            gentlest = int(helping[np.argmin(self.worst[helping])])
-            got += "" if gentlest == strongest else f"; least harm: {self._described(gentlest)}"
+            gentlest = int(helping[np.argmin(self._excess(limit, most_lost)[helping])])
+            got += "" if gentlest == strongest else f"; least harm: {self._described(gentlest, most_lost)}"
         return GuardError(
             "no size of this edit moves the targets within the guard; nothing was applied",
             expected=self._guard(limit, most_lost)
@@ -103,16 +110,14 @@ class Sizes:
     def _blind(self) -> bool:
         return bool(np.isnan(self.drops[OVERALL]).any())
 
-    def _described(self, step: int) -> str:
+    def _described(self, step: int, most_lost: float | None) -> str:
         """A size, what it does for the targets, and what it costs: the holdout and the worst group."""
-        lost = (
-            f"holdout output down {self.output_drops[OVERALL][step]:.4g}"
-            if self._blind
-            else f"holdout accuracy down {self.drops[OVERALL][step]:.2%}"
-        )
-        text = f"{self.sizes[step]} components, outputs {self.gain[step]:+.2f}, {lost}"
+        lost = [] if self._blind else [f"holdout accuracy down {self.drops[OVERALL][step]:.2%}"]
+        if most_lost is not None:
+            lost.append(f"holdout output down {self.output_drops[OVERALL][step]:.4g}")
+        text = f"{self.sizes[step]} components, outputs moved by {self.gain[step]:+.2f}, {', '.join(lost)}"
         groups = {name: drop[step] for name, drop in self.drops.items() if name != OVERALL}
-        if not groups:
+        if not groups or self._blind:
             return text
         worst = max(groups, key=lambda name: groups[name])
         return f"{text}, of {worst} {groups[worst]:.2%}"

@@ -16,6 +16,13 @@ Columns = Sequence[int | str] | np.ndarray
 
 def positions_of(axis: Axis, columns: Columns, what: str) -> np.ndarray:
     """Positions, int64, of columns given by position or name; each once, at least one."""
+    if isinstance(columns, np.ndarray) and columns.dtype == bool:
+        raise EditError(
+            f"{what} are positions or names",
+            expected="whole numbers or texts",
+            got="a bool mask",
+            todo="take np.flatnonzero(mask)",
+        )
     if isinstance(columns, str | int):  # a text would be read letter by letter
         raise EditError(f"{what} are a list", expected=f"[{columns!r}]", got=repr(columns))
     found = [_position(axis, column) for column in columns]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coar.editing.effect import Effect
-from coar.editing.fine_tuning import FineTuned, fine_tune
+from coar.editing.fine_tuning import CannotTrainError, FineTuned, fine_tune
 from coar.editing.making import make_edit
 from coar.editing.parts import EditParts
 from coar.editing.ranked import Direction
@@ -54,6 +54,24 @@ class EditComparison:
         import pandas
 
         return pandas.DataFrame([self._line(name) for name in self.results])
+
+    def summary(self) -> str:
+        """The table as text: accuracies (or mean outputs), then what could not be done and why."""
+        unit = "{:.1%}" if self.has_accuracy else "{:.3f}"
+        lines = [("method", "components", "seconds", "targets", "others")]
+        for row in self.table.to_dict("records"):
+            targets, others = (
+                " -> ".join(unit.format(row[f"{part}_{when}"]) for when in ("before", "after"))
+                for part in ("targets", "others")
+            )
+            count = str(row["components"] or "-")
+            told = (count, f"{row['seconds']:.1f}", targets, others)
+            if self.results[row["method"]] is None:
+                told = ("-", "-", "nothing within the guard", "")
+            lines.append((row["method"], *told))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        return "\n".join([*text, *(f"{name}: {note}" for name, note in self.notes.items())])
 
     def _line(self, name: str) -> dict[str, Any]:
         found = self.results[name]
@@ -131,6 +149,8 @@ def compare_edits(
                 )
         except GuardError as error:
             results[method], notes[method] = None, f"nothing within the guard: {error.got}"
+        except CannotTrainError as error:
+            results[method], notes[method] = None, str(error.what)
     untouched = _untouched(experiment, name)
     accurate = name in experiment.accuracy_outputs
     before = untouched[located.judging], untouched[located.report]

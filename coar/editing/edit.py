@@ -70,7 +70,7 @@ class Edit:
         return cls(names, None, "keep", "zero", source, tuple(scores), provenance or {})
 
     def __repr__(self) -> str:
-        return f"Edit(ablates {len(self.names)}: {', '.join(self.names)})"
+        return f"Edit(ablates {len(self.names)}: {listed(self.names)})"
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Copy a model with the components ablated for good; the model itself is untouched.
@@ -252,6 +252,16 @@ class Edit:
                 got=", ".join(self.names[:3]),
             )
         return self.components
+
+
+def listed(names: Sequence[str], most: int = 30) -> str:
+    """Names in a line, which has an end; all of them are in `names`.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def compose(first: Edit, second: Edit) -> Edit:

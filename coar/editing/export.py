@@ -105,6 +105,7 @@ def load_exported(model: nn.Module, path: str | Path) -> nn.Module:
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
+            _require_shape(found, name, tensor, value["sizes"], path)
             _place(found, name, tensor)
         for name, first in value["aliases"].items():
             _place(found, name, _held(found, first))
@@ -162,12 +163,29 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from None
 
 
+def _require_shape(
+    model: nn.Module, name: str, tensor: Tensor, sizes: dict[str, Any], path: str | Path
+) -> None:
+    """Raise where a tensor has another shape than the model's, and no unit was cut there."""
+    owner, _, key = name.rpartition(".")
+    module = model.get_submodule(owner)
+    there = {**module._buffers, **module._parameters}.get(key)
+    if there is not None and there.shape != tensor.shape and owner not in sizes:
+        raise EditError(
+            f"{path} holds the weights of another kind of model",
+            expected=f"{name} {list(there.shape)}",
+            got=f"{name} {list(tensor.shape)}",
+            todo="pass an instance of the class, and of the size, that was exported",
+        )
+
+
 def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Put a tensor where its name says, as a parameter if that is what was there."""
     owner, _, key = name.rpartition(".")
     module = model.get_submodule(owner)
     if key in module._buffers:
-        module._buffers[key] = tensor
+        there = module._buffers[key]
+        module._buffers[key] = tensor if there is None else tensor.to(there.device)
         return
     old = module._parameters.get(key)
     flag = old.requires_grad if old is not None else True

@@ -29,6 +29,10 @@ STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # after which the layer is looked at
 LEARNING_RATE = 1e-3
 
 
+class CannotTrainError(EditError):
+    """A model without a layer that fine-tuning knows; other ways of editing may work."""
+
+
 @dataclass(frozen=True, repr=False)
 class FineTuned:
     """A copy of a model whose last layer was trained, and what that does.
@@ -102,7 +106,8 @@ def fine_tune(
         )
     groups = protected_groups(experiment, axis, located.holdout, protect)
     model = copy.deepcopy(task.model).to(experiment.device)
-    layer = last_layer(model, task)
+    layer = last_layer(model, task, name)
+    _untie(model.get_submodule(layer))
     trained = _Training(model, task, experiment.columns[name], name, located, direction)
     parameters = list(model.get_submodule(layer).parameters())
     outputs, states = _trained(trained, parameters, learning_rate)
@@ -127,8 +132,8 @@ def fine_tune(
     )
 
 
-def last_layer(model: nn.Module, task: Task) -> str:
-    """Name of the linear layer that runs last.
+def last_layer(model: nn.Module, task: Task, output: str) -> str:
+    """Name of the linear layer (or convolution) that runs last for an output.
 
     Raises:
         EditError: none runs.
@@ -142,16 +147,22 @@ def last_layer(model: nn.Module, task: Task) -> str:
     ]
     try:
         with torch.no_grad():
-            function = next(iter(task.outputs.values()))
-            function(model, _placed(task.batch([0]), task.device))
+            task.outputs[output](model, _placed(task.batch([0]), task.device))
     finally:
         for hook in hooks:
             hook.remove()
     if not ran:
-        raise EditError(
+        raise CannotTrainError(
             "the model has no linear layer to train", expected="an nn.Linear", got=type(model).__name__
         )
     return ran[-1]
+
+
+def _untie(layer: nn.Module) -> None:
+    """Give a layer weights of its own: GPT-2's last one is its first as well."""
+    for name, parameter in layer._parameters.items():
+        if parameter is not None:
+            layer._parameters[name] = nn.Parameter(parameter.detach().clone())
 
 
 class _Training:
@@ -171,19 +182,23 @@ class _Training:
         self.device = next(model.parameters()).device
         sign = 1.0 if direction == "raise" else -1.0
         self.trained = [
-            (sign, self._batch(parts.targets)),
-            (1.0, self._batch(parts.references)),
+            (sign, *self._batch(parts.targets)),
+            (1.0, *self._batch(parts.references)),
         ]
 
-    def _batch(self, columns: np.ndarray) -> Any:
-        examples = np.unique(self.axis.fields["example"][columns])
-        return _placed(self.task.batch(examples), self.device)
+    def _batch(self, columns: np.ndarray) -> tuple[Any, Tensor]:
+        """A batch of the columns' examples, and where the columns are among all values of these."""
+        example = self.axis.fields["example"]
+        examples = np.unique(example[columns])
+        values = np.flatnonzero(np.isin(example, examples))
+        wanted = torch.from_numpy(np.flatnonzero(np.isin(values, columns))).to(self.device)
+        return _placed(self.task.batch(examples), self.device), wanted
 
     def loss(self) -> Tensor:
         """Of the targets on the wanted side and of the references on the right side."""
         total = torch.zeros((), device=self.device)
-        for sign, batch in self.trained:
-            found = _flat(self.function(self.model, batch))
+        for sign, batch, wanted in self.trained:
+            found = _flat(self.function(self.model, batch))[wanted]
             if not found.requires_grad:
                 raise no_gradient(self.output)
             total = total + functional.softplus(-sign * found).mean()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from coar.attributions import Attributions
+from coar.axes import Axis
 from coar.editing.columns import Columns, positions_of
 from coar.editing.making import make_edit
 from coar.editing.parts import EditParts
@@ -68,7 +69,9 @@ def edit_examples(
             got=f"{output} {untouched[chosen].mean():+.2f}",
             todo="choose another target, or the other direction",
         )
-    references, holdout, report = (where[part] for part in _split(untouched, chosen, seed))
+    references, holdout, report = (
+        where[part] for part in _split(attributions.columns, untouched, chosen, seed)
+    )
     parts = EditParts(where[chosen], references, holdout, report)
     most = int((~protected_components(attributions.components, protect_components)).sum())
     found = make_edit(
@@ -117,7 +120,7 @@ def edit_misread(
     where, untouched = _untouched(experiment, attributions)
     errors = np.flatnonzero(untouched <= 0)
     if len(errors):  # what concerns all of them is no reason to give up one after the other
-        references, holdout, _ = _split(untouched, errors[:1], seed=0)
+        references, holdout, _ = _split(attributions.columns, untouched, errors[:1], seed=0)
         rank_components(attributions, errors[:1], references, protect=protect_components)
         protected_groups(experiment, experiment.columns[attributions.output], where[holdout], protect)
     how: dict[str, Any] = {
@@ -128,7 +131,7 @@ def edit_misread(
     for target in errors[np.argsort(-untouched[errors], kind="stable")]:
         try:
             found = edit_examples(experiment, attributions, [target], **how)
-        except EditError:
+        except GuardError:
             found = None
         yield int(target), float(untouched[target]), found
 
@@ -174,11 +177,13 @@ def _done(outputs: np.ndarray, direction: Direction) -> int:
 
 
 def _split(
-    untouched: np.ndarray, targets: np.ndarray, seed: int
+    axis: Axis, untouched: np.ndarray, targets: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """References (answered right), holdout and report: disjoint from each other and from the targets."""
-    order = permutation(seed, "edit split", 0, len(untouched))
-    order = order[~np.isin(order, targets)]
+    example = axis.fields.get("example", np.arange(len(untouched)))  # its values are never divided
+    rank = np.argsort(permutation(seed, "edit split", 0, int(example.max()) + 1), kind="stable")
+    order = np.argsort(rank[example], kind="stable")
+    order = order[~np.isin(example[order], example[targets])]
     right = order[untouched[order] > 0]
     count = min(NUM_REFERENCES, len(right) // 2)
     if count < 2 or len(order) - count < 2:
@@ -189,5 +194,12 @@ def _split(
             todo="give the task more examples, or use rank_components and sweep with sets of your own",
         )
     references = right[:count]
-    rest = order[~np.isin(order, references)]
-    return references, rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    rest = order[~np.isin(example[order], example[references])]
+    return references, *_halves(example, rest)
+
+
+def _halves(example: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two halves of some columns, in their order, which share no example."""
+    owners = list(dict.fromkeys(example[rest].tolist()))
+    first = np.isin(example[rest], owners[: len(owners) // 2])
+    return rest[first], rest[~first]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from coar.editing.protection import Protect
 from coar.editing.ranked import Direction
 from coar.editing.result import EditResult
 from coar.editing.sweep import Ranking
-from coar.errors import GuardError
+from coar.errors import CoarWarning, EditError, GuardError
 from coar.experiments.base import Experiment
 from coar.rows import require_output
 
@@ -83,6 +84,7 @@ def make_edit(
     (True, True)
     """
     start = time.perf_counter()
+    _require_arguments(experiment, parts, direction)
     name = require_output(output, list(experiment.columns))
     located = parts.located(experiment.columns[name])
     options = RankingOptions(method, score, ablation_fraction, passes, seed, protect_components)
@@ -104,8 +106,40 @@ def make_edit(
     if not candidates:
         assert refused is not None  # there is at least one ranking
         raise refused
+    _warn_if_done(candidates[0][1])
     _, curve, edit = max(candidates, key=lambda candidate: candidate[0])
     return judged(curve, edit, located, time.perf_counter() - start)
+
+
+def _require_arguments(experiment: Any, parts: Any, direction: Any) -> None:
+    """What is easily mistaken, before anything takes time."""
+    if not hasattr(experiment, "columns"):
+        raise EditError(
+            "the first argument is an experiment",
+            expected="coar.ComponentAblation(task, components)",
+            got=type(experiment).__name__,
+        )
+    if not isinstance(parts, EditParts):
+        raise EditError(
+            "the second argument says which example plays which part",
+            expected="coar.EditParts, or what coar.draw_parts(task, ...) returns",
+            got=type(parts).__name__,
+        )
+    if direction not in get_args(Direction):
+        raise EditError(
+            "unknown direction of the targets' outputs", expected="raise or lower", got=repr(direction)
+        )
+
+
+def _warn_if_done(curve: Curve) -> None:
+    outputs, raised = curve.outputs[0, curve.targets], curve.ranking.direction == "raise"
+    if curve.has_accuracy and ((outputs > 0) == raised).all():
+        warnings.warn(
+            f"all targets are {'right' if raised else 'wrong'} without any edit: is the direction "
+            f"{curve.ranking.direction!r} meant?",
+            CoarWarning,
+            stacklevel=3,
+        )
 
 
 def judged(curve: Curve, edit: Edit, parts: LocatedParts, seconds: float) -> EditResult:

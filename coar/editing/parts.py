@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,9 +20,13 @@ from coar.settings import whole_number
 from coar.task import Task
 
 STREAM = "parts of an edit"
+_HARMLESS = (
+    *(ast.Expression, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.Compare, ast.cmpop),
+    *(ast.BinOp, ast.BitAnd, ast.BitOr, ast.Name, ast.Load, ast.Constant, ast.List, ast.Tuple),
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditParts:
     """Which examples play which part: what is attributed, what chooses, what judges.
 
@@ -56,7 +62,7 @@ class EditParts:
         """
         found = {
             part.name: positions_of(axis, columns, part.name)
-            for part in fields(self)
+            for part in fields(EditParts)
             if (columns := getattr(self, part.name)) is not None
         }
         roles = ({"targets"}, {"references"}, {"holdout", "target_holdout"}, {"report", "target_report"})
@@ -69,7 +75,7 @@ class EditParts:
     def __repr__(self) -> str:
         sizes = [
             f"{len(getattr(self, part.name))} {part.name}"
-            for part in fields(self)
+            for part in fields(EditParts)
             if getattr(self, part.name) is not None
         ]
         return f"EditParts({', '.join(sizes)})"
@@ -97,11 +103,25 @@ class LocatedParts:
         return self.targets if self.target_report is None else self.target_report
 
 
+@dataclass(frozen=True, repr=False)
 class DrawnParts(EditParts):
-    """Parts as positions of examples: for outputs with one value per example."""
+    """Parts as positions of a task's examples: for outputs with one value per example.
+
+    Attributes:
+        data: fingerprint of the task's examples.
+    """
+
+    data: str = ""
 
     def located(self, axis: Axis) -> LocatedParts:
-        """As of `EditParts`; refuses an output with several values per example."""
+        """As of `EditParts`; refuses other examples, and an output with several values per example."""
+        if axis.source.get("data") != self.data:
+            raise EditError(
+                "the parts were drawn from other examples than the experiment's",
+                expected=f"data {axis.source.get('data', 'unknown')[:12]} (experiment)",
+                got=f"data {self.data[:12]} (parts)",
+                todo="draw them from experiment.task",
+            )
         example = axis.fields.get("example", np.arange(len(axis)))
         if len(np.unique(example)) != len(axis):
             raise EditError(
@@ -111,8 +131,6 @@ class DrawnParts(EditParts):
                 todo="choose an output with one value per example, or make EditParts of columns",
             )
         return super().located(axis)
-
-    __repr__ = EditParts.__repr__
 
 
 def draw_parts(
@@ -167,10 +185,10 @@ def draw_parts(
     order = permutation(check_seed(seed), STREAM, 0, int(group.max()) + 1)
     rank = np.argsort(order, kind="stable")[group]  # examples of one group stay together
     by_rank = np.argsort(rank, kind="stable")
-    attributed = _first(by_rank[wanted[by_rank]], num_targets, "targets", targets)
+    attributed = _first(by_rank[wanted[by_rank]], num_targets, "targets", targets, table)
     partners = np.isin(group, group[attributed])
     near = by_rank[np.argsort(~partners[by_rank], kind="stable")]
-    compared = _first(near[others[near]], num_references, "references", references)
+    compared = _first(near[others[near]], num_references, "references", references, table)
     used = np.isin(group, group[np.concatenate([attributed, compared])])
     free = by_rank[~used[by_rank]]
     judging = _every_second(group, free, [wanted, kept])
@@ -181,6 +199,7 @@ def draw_parts(
         _some(free[kept[free] & judging[free]], "report", references if guarded is None else guarded),
         _any(free[wanted[free] & ~judging[free]]),
         _any(free[wanted[free] & judging[free]]),
+        data=task.data_fingerprint(),
     )
 
 
@@ -196,15 +215,33 @@ def _metadata(task: Task) -> Any:
 
 def _query(table: Any, query: str, what: str) -> np.ndarray:
     """Which examples answer a query: bool [examples]."""
+    _require_harmless(query, what)
+    expected = f"a condition on the columns {', '.join(map(str, table))}, such as 'label == 3'"
     try:
-        answered = table.query(query, engine="python").index
+        answered = np.asarray(table.eval(query, engine="python"))
     except Exception as error:  # whatever pandas makes of a text
+        got = f"{query!r}: {type(error).__name__}: {error!s:.200}"
+        raise EditError(f"the query for {what} cannot be read", expected=expected, got=got) from None
+    if answered.dtype != bool or answered.shape != (len(table),):
+        raise EditError(f"the query for {what} is no condition", expected=expected, got=repr(query))
+    return answered
+
+
+def _require_harmless(query: Any, what: str) -> None:
+    """Refuse all but conditions on columns: pandas would run calls and attributes that a spec file names."""
+    try:
+        nodes = list(ast.walk(ast.parse(re.sub("`[^`]*`", "column", query).strip(), mode="eval")))
+    except (SyntaxError, TypeError, ValueError, RecursionError):
+        nodes = []
+    strange = [type(node).__name__ for node in nodes if not isinstance(node, _HARMLESS)]
+    if strange or not nodes:
+        signs = isinstance(query, str) and re.search(r"[^=!<>]=[^=]", query)
         raise EditError(
             f"the query for {what} cannot be read",
-            expected=f'a query on the columns {", ".join(map(str, table))}, such as "label == 3"',
-            got=f"{query!r}: {type(error).__name__}: {error!s:.200}",
-        ) from None
-    return np.asarray(table.index.isin(answered))
+            expected="column names, numbers, texts, comparisons, in, and, or, not: label == 3 and group != 1",
+            got=f"{query!r}" + (f" with a {strange[0]}" if strange else ""),
+            todo="an equality has two signs: ==" if signs else None,
+        )
 
 
 def _groups(table: Any, pairs: str | None) -> np.ndarray:
@@ -217,11 +254,25 @@ def _groups(table: Any, pairs: str | None) -> np.ndarray:
             expected=f"one of: {', '.join(map(str, table))}",
             got=repr(pairs),
         )
+    if table[pairs].isna().any():
+        raise EditError(
+            f"some examples have no {pairs!r} that names their pair",
+            expected="a value for every example",
+            got=f"{int(table[pairs].isna().sum())} without one",
+        )
     return np.unique(table[pairs].astype(str), return_inverse=True)[1]
 
 
-def _first(candidates: np.ndarray, count: int, what: str, query: str) -> np.ndarray:
+def _first(candidates: np.ndarray, count: int, what: str, query: str, table: Any) -> np.ndarray:
     wanted = whole_number(count, f"num_{what}")
+    if not len(candidates):
+        named = [name for name in table if re.search(rf"\b{re.escape(str(name))}\b", query)]
+        values = [f"{name} is {_values(table[name])}" for name in named]
+        raise EditError(
+            f"no example answers the query for the {what}",
+            expected="; ".join(values) or None,
+            got=repr(query),
+        )
     if len(candidates) < wanted:
         raise EditError(
             f"too few examples for the {what}",
@@ -230,6 +281,13 @@ def _first(candidates: np.ndarray, count: int, what: str, query: str) -> np.ndar
             todo=f"ask for fewer with num_{what}=, or give the task more examples",
         )
     return np.sort(candidates[:wanted])
+
+
+def _values(column: Any) -> str:
+    """The first values of a column, as a query would write them."""
+    values = list(dict.fromkeys(column.tolist()))
+    more = f" and {len(values) - 8} more" if len(values) > 8 else ""
+    return ", ".join(map(repr, values[:8])) + more
 
 
 def _every_second(group: np.ndarray, free: np.ndarray, kinds: Sequence[np.ndarray]) -> np.ndarray:
@@ -246,7 +304,7 @@ def _every_second(group: np.ndarray, free: np.ndarray, kinds: Sequence[np.ndarra
     for number in dict.fromkeys(group[free].tolist()):
         kind = tuple(has[number].tolist())
         seen[kind] += 1
-        if seen[kind] % 2 == 0:
+        if seen[kind] % 2 == 1:  # a single one judges
             chosen.append(number)
     return np.isin(group, chosen)
 

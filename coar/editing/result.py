@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coar.editing.curve import Curve
-from coar.editing.edit import Edit
+from coar.editing.edit import Edit, listed
 from coar.editing.effect import Effect
 
 
@@ -43,16 +43,24 @@ class EditResult:
         drops = provenance["protected_accuracy_drops"]
         lines = [
             f"ablating {len(self.edit.names)} of {len(self.curve.ranking.scores)} components: "
-            f"{', '.join(self.edit.names)}",
+            f"{listed(self.edit.names)}",
             self._line(provenance["output"], self.targets),
         ]
         if self.target_report is not None:
             lines.append(self._judged("targets", self.target_report, "examples like the targets"))
         lines.append(self._judged("accuracy", self.report, "examples that chose nothing"))
+        lines.append(self._guard())
         lines += [
             f"protected {name}: {0 - 100 * drop:+.1f} points on the holdout" for name, drop in drops.items()
         ]
         return "\n  ".join(lines)
+
+    def _guard(self) -> str:
+        provenance, count = self.edit.provenance, len(self.curve.holdout)
+        lost = provenance["holdout_accuracy_drop"]
+        if lost is None:
+            return f"guard     {-provenance['holdout_output_drop']:+.3f} on the {count} that chose the size"
+        return f"guard     {0 - 100 * lost:+.1f} points on the {count} that chose the size"
 
     def _line(self, output: str, effect: Effect) -> str:
         expected = self.edit.provenance["target_output_predicted"]

@@ -6,6 +6,7 @@ Four sets of examples play four parts and must not overlap: targets (whose outpu
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,15 @@ class Ranking(Ranked):
 
 
 def _sizes(sizes: Sequence[int], limit: int) -> tuple[int, ...]:
-    steps = sorted({0, *(int(size) for size in sizes)})
-    if steps[0] < 0 or steps[-1] > limit or len(steps) < 2:
-        raise EditError("sizes out of range", expected=f"at least one in 1 .. {limit}", got=list(sizes))
+    try:
+        steps = sorted({0, *(operator.index(size) for size in sizes)})
+    except TypeError:
+        steps = []
+    if not steps or steps[0] < 0 or steps[-1] > limit or len(steps) < 2:
+        raise EditError(
+            "sizes out of range",
+            expected=f"a list with at least one of 1 .. {limit}, the components that may be ablated",
+            got=sizes,
+            todo="sizes=[1, 2, 4], say",
+        )
     return tuple(steps)
