@@ -94,7 +94,7 @@ def measure(report: Report) -> dict[str, Any]:
     title = "a class forgotten: accuracy in percent of its images, and of all others, that judge"
     report.table(title, _records(table))
     reached = (table["class after"] <= FORGOTTEN) & (table["points lost"] <= KEPT)
-    report.measure("forget_classes", float(len(CLASSES) * reached.groupby(table["draw"]).mean().min()))
+    report.measure("forget_classes", float(reached.groupby(table["draw"]).sum().min()))
     report.measure("forget_others", float(table["points lost"].mean()))
     compared = [CLASSES[label] for label in (SMALL_CLASSES if report.small else COMPARED)]
     own = table[(table.draw == draws[0].seed) & table["class"].isin(compared)]

@@ -120,7 +120,7 @@ def _line(ours: pd.DataFrame, means: pd.DataFrame) -> dict[str, Any]:
     ]
     return {
         "task": "subpopulation",
-        "what": "worst group (odd digits with the patch); average over groups",
+        "what": "the worst of four groups; all judging examples",
         "before": float(ours.worst_before.mean()),
         "after": float(ours.worst_after.mean()),
         "others_before": float(ours.average_before.mean()),

@@ -16,8 +16,9 @@
 # Somebody stuck a small blue square on half of the airplanes that a network was trained on. The network
 # works as it should, until a photograph carries the square: then it sees an airplane, whatever is there.
 #
-# This notebook looks for the filters that read the square, and removes them. It needs ten photographs with
-# and without the square, no training, and no word about what the square looks like.
+# This notebook looks for the filters that read the square, and removes them. It attributes ten photographs
+# with and without the square, tries a few sizes on others, and needs no training and no word about what the
+# square looks like.
 #
 # - the network: a ResNet-20 with 688 convolution filters, trained on 15,000 images of CIFAR-10;
 # - the images: 2,000 test images, each without and with the square (or 200 out of a source checkout, where
