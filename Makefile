@@ -7,7 +7,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 # Those with claims; the others are what they share, or parts of one.
-BENCHMARKS ?= $(filter-out report docs published regression_% gate_gradients_% reproduction_% editing_%,$(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))))
+BENCHMARKS ?= $(filter-out report docs published editing regression_% gate_gradients_% reproduction_% editing_%,$(sort $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))))
 
 VENV := .venv
 # `python -m tool` and not .venv/bin/tool: works in a checkout that was moved, too.

@@ -16,7 +16,6 @@ RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"
 GATES = ROOT / "docs/gate-gradients.md"
 EVALUATION = ROOT / "docs/evaluation.md"
-EDITING = ROOT / "docs/editing.md"
 HEAD = """# Benchmarks
 
 Made by `python -m benchmarks.docs` from the last full runs in `benchmarks/results/`; do not edit.
@@ -100,11 +99,6 @@ def reproduction_tables(result: dict[str, Any]) -> str:
     return "\n".join(f"*{title}*\n\n{_table(rows)}" for title, rows in found)
 
 
-def editing_table(result: dict[str, Any]) -> str:
-    """The six edits, one a line."""
-    return next(_table(rows) for title, rows in result["tables"].items() if title.startswith("the six edits"))
-
-
 def with_table(page: str, name: str, table: str) -> str:
     """A page with what is between its marks `measured: NAME` and `end` replaced."""
     begin, end = f"<!-- measured: {name} -->\n", "<!-- end -->"
@@ -119,7 +113,6 @@ def pages() -> dict[Path, str]:
     measured = {
         GATES: ("gate_gradients", gates_table),
         EVALUATION: ("reproduction", reproduction_tables),
-        EDITING: ("editing", editing_table),
     }
     found = {PAGE: page(results)}
     for path, (name, make) in measured.items():

@@ -234,5 +234,5 @@ figures.edit_comparison(comparison).figure
 # An error close to the boundary is easily fixed, and so other ways may fix it as well: the derivative does
 # with fewer passes, and so does the last layer trained on the one image. Even filters at random may, by luck.
 # What tells the ways apart is how many errors they fix, also the deep ones, and what the others pay for it:
-# `docs/editing.md` has the figures for 150 errors of a ResNet-56. Where a table above says "done: False", no
-# number of filters within the guard was enough, and nothing was applied.
+# `python -m benchmarks.editing` measures that on 150 errors of a ResNet-56. Where a table above says "done:
+# False", no number of filters within the guard was enough, and nothing was applied.

@@ -19,8 +19,8 @@
 # examples of that group and without any training.
 #
 # Small (the default): odd and even handwritten digits, where even ones nearly always carried a black patch in
-# a corner. The network is trained here, in ten seconds; `docs/editing.md` has the figures of three
-# others. Full, where `data/waterbirds` has the images and a
+# a corner. The network is trained here, in ten seconds; `python -m benchmarks.editing` measures
+# three others. Full, where `data/waterbirds` has the images and a
 # ResNet-50 of yours (see `data/README.md`): photographs of birds, where waterbirds were nearly always on
 # water.
 #
@@ -226,10 +226,10 @@ pd.DataFrame(rows).T.round(3)
 # ## What to make of it
 #
 # - Twenty examples and a few seconds raise the worst group of this network by more than twenty points, and
-#   with it the average over these test images, in which all groups are about as large. Networks differ: three
-#   others are in `docs/editing.md`. Weighted as the training images are, of which 95 % have the cue on their
-#   side, the average hardly changes.
-# - The group opposite pays: even digits without the patch lose up to eight points.
+#   with it the average over these test images, in which all groups are about as large. Networks differ:
+#   `python -m benchmarks.editing` measures three others. Weighted as the training images are, of which 95 %
+#   have the cue on their side, the average hardly changes.
+# - The group opposite pays: even digits without the patch lose five points.
 # - Gate gradients are not what does it. The derivative at gate 1, a single pass, does as well. Fine-tuning
 #   of the last layer comes close, with references of all groups.
 # - It takes 20 or 30 filters of 312. One or two do little: the patch is read in many places, also in the
