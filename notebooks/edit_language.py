@@ -260,8 +260,8 @@ table
 # ## What to make of it
 #
 # On this small text the aim is missed, and it is close: 30 components take 88 % of *thou*, not nine tenths;
-# the loss on 15 passages rises by 0.3 %. The curve still falls at 30. `python -m benchmarks.editing` makes the
-# edit for five words on the full text: two names of speakers, *sir*, *thou* and *you*, and counts all of
+# the loss on 15 passages rises by 0.3 %. The curve still falls at 30. `python -m benchmarks.editing` makes
+# the edit for five words on the full text: two names of speakers, *sir*, *thou* and *you*, and counts all of
 # them; the commonest are harder.
 #
 # The derivative at gate 1 takes one pass and finds almost as good an edit here: 85 %, at 0.3 % more loss.
